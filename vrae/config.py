@@ -1,0 +1,338 @@
+"""Every setting of every stage: frozen dataclasses, each field with its unit and range.
+
+The command line (`--model.latent_size 32`), the YAML files in `configs/` and the `config.json` beside the weights are all
+read into these classes, so there is one place to look a setting up. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vrae.errors import ConfigError
+
+SPLITS = ("train", "validation", "test")
+Layout = Literal["auto", "turns", "chat", "pairs", "flat", "transcript", "utterances"]
+KlSchedule = Literal["constant", "linear", "logistic", "cosine", "cyclical"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where dialogues come from.
+
+    Args:
+        source: `chitchat`, a file (.txt .jsonl .csv .tsv .parquet), or the id of a data set on the Hub.
+        layout: how a row holds a dialogue: `turns` (a list of strings), `chat` (a list of {role, content}), `pairs` (two
+            columns), `flat` (a turn a row, grouped by `id_column`), `transcript` (one string, "Name: text" lines),
+            `utterances` (a row is one turn with no dialogue around it). `auto` decides by the first row.
+        text_column: column of the turns, the chat, the transcript or the utterance; empty: the usual names are tried.
+        reply_column: with `pairs`, the column of the reply; empty: the usual names are tried.
+        id_column: with `flat`, the column that names the dialogue; empty: the usual names are tried.
+        revision: Hub data sets: branch, tag or commit; `refs/convert/parquet` reaches sets that are loading scripts.
+        name: Hub data sets: the configuration of the data set.
+        split: Hub data sets: read this split alone; empty: read all and keep the sets' own division.
+        skip_bad_rows: count rows that cannot be read instead of stopping at the first.
+    """
+
+    source: str = "chitchat"
+    layout: Layout = "auto"
+    text_column: str = ""
+    reply_column: str = ""
+    id_column: str = ""
+    revision: str = ""
+    name: str = ""
+    split: str = ""
+    skip_bad_rows: bool = False
+
+
+@dataclass(frozen=True)
+class CleaningConfig:
+    """What is changed in the text and what is dropped; every drop is counted in the manifest.
+
+    Args:
+        mask_personal: replace e-mail addresses, URLs, phone numbers and @handles by <email> <url> <phone> <user>.
+        max_repeats: runs of one character longer than this are cut to it; 0: never.
+        lowercase: write all text in lower case.
+        restore_apostrophes: dont -> don't, im -> i'm, and nine more whose reading is not in doubt.
+        min_turns: drop dialogues with fewer turns.
+        spam_messages: dialogues with at least this many messages are tested for repetition; 0: never.
+        spam_distinct: such a dialogue is dropped when distinct messages / messages is below this share, 0 to 1.
+        drop_duplicates: keep the first of several identical dialogues.
+    """
+
+    mask_personal: bool = True
+    max_repeats: int = 3
+    lowercase: bool = False
+    restore_apostrophes: bool = False
+    min_turns: int = 1
+    spam_messages: int = 0
+    spam_distinct: float = 0.7
+    drop_duplicates: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.max_repeats >= 0, f"max_repeats must be 0 or more. Got {self.max_repeats}")
+        _require(self.min_turns >= 1, f"min_turns must be 1 or more. Got {self.min_turns}")
+        _require(self.spam_messages >= 0, f"spam_messages must be 0 or more. Got {self.spam_messages}")
+        _require(0 <= self.spam_distinct <= 1, f"spam_distinct must be in [0, 1]. Got {self.spam_distinct}")
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Text to arrays.
+
+    Args:
+        source: where the dialogues come from.
+        cleaning: what is changed and dropped.
+        vocab_size: pieces of the tokenizer, specials and 256 byte pieces included.
+        tokenizer: an existing SentencePiece model to use instead of training one.
+        tokenizer_turns: train the tokenizer on at most this many turns, a uniform sample of the training split.
+        validation_percent: percent of dialogues that go to validation, where the source has no split of its own.
+        test_percent: percent of dialogues that go to test, likewise.
+        num_proc: processes that encode text.
+    """
+
+    source: SourceConfig = field(default_factory=SourceConfig)
+    cleaning: CleaningConfig = field(default_factory=CleaningConfig)
+    vocab_size: int = 6000
+    tokenizer: str = ""
+    tokenizer_turns: int = 1_000_000
+    validation_percent: int = 5
+    test_percent: int = 5
+    num_proc: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.vocab_size >= 300, f"vocab_size must be 300 or more (256 of them are bytes). Got {self.vocab_size}")
+        _require(self.vocab_size <= 65_536, f"vocab_size must be at most 65536. Got {self.vocab_size}")
+        _require(self.tokenizer_turns >= 1, f"tokenizer_turns must be 1 or more. Got {self.tokenizer_turns}")
+        _require(self.num_proc >= 1, f"num_proc must be 1 or more. Got {self.num_proc}")
+        for name in ("validation_percent", "test_percent"):
+            _require(0 <= getattr(self, name) <= 50, f"{name} must be in [0, 50]. Got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The architecture: all that is needed to build the model that a file of weights belongs to.
+
+    Args:
+        vocab_size: pieces of the tokenizer; 0: taken from the corpus when training starts.
+        context_turns: K, earlier turns that a turn is conditioned on. 0 a VRAE, 1 a responder, more a VHRED.
+        latent_size: Z, dimensions of the latent. 0: the deterministic model of the same shape (RNN-LM, Seq2Seq, HRED).
+        embedding_size: E, width of the token embeddings, of encoder, decoder and output layer.
+        hidden_size: H, width of the decoder's state and of an encoded turn.
+        context_size: C, width of the context state (context_turns >= 1).
+        encoder_layers: layers of the turn encoder.
+        decoder_layers: layers of the decoder.
+        bidirectional: read a turn in both directions, each with hidden_size / 2.
+        tied_output: the output layer reuses the token embeddings, through a projection from H to E.
+        dropout: share of the embeddings, of what passes between layers, and of the decoder's outputs set to zero, [0, 1).
+        speakers: tell the context encoder, for every turn, whether its speaker is the one about to speak.
+    """
+
+    vocab_size: int = 0
+    context_turns: int = 0
+    latent_size: int = 32
+    embedding_size: int = 256
+    hidden_size: int = 320
+    context_size: int = 320
+    encoder_layers: int = 1
+    decoder_layers: int = 1
+    bidirectional: bool = True
+    tied_output: bool = True
+    dropout: float = 0.2
+    speakers: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_turns", "latent_size"):
+            _require(getattr(self, name) >= 0, f"model.{name} must be 0 or more. Got {getattr(self, name)}")
+        for name in ("embedding_size", "hidden_size", "context_size", "encoder_layers", "decoder_layers"):
+            _require(getattr(self, name) >= 1, f"model.{name} must be 1 or more. Got {getattr(self, name)}")
+        _require(0 <= self.dropout < 1, f"model.dropout must be in [0, 1). Got {self.dropout}")
+        _require(
+            not self.bidirectional or self.hidden_size % 2 == 0,
+            f"model.hidden_size must be even with model.bidirectional. Got {self.hidden_size}",
+        )
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How turns are put into batches.
+
+    Args:
+        tokens: target tokens per optimiser step, end marks included.
+        max_turn_tokens: targets longer than this are left out (and counted); context turns keep their last so many.
+        context_dropout: probability that a training example's whole context is hidden, [0, 1].
+        word_dropout: probability that a decoder input token is replaced by <unk> in training, [0, 1] (Bowman et al. 2016).
+        segment_turns: with a context, consecutive turns of one dialogue that stay in one batch, to share encoded turns.
+    """
+
+    tokens: int = 2048
+    max_turn_tokens: int = 48
+    context_dropout: float = 0.0
+    word_dropout: float = 0.0
+    segment_turns: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "max_turn_tokens", "segment_turns"):
+            _require(getattr(self, name) >= 1, f"batches.{name} must be 1 or more. Got {getattr(self, name)}")
+        for name in ("context_dropout", "word_dropout"):
+            _require(0 <= getattr(self, name) <= 1, f"batches.{name} must be in [0, 1]. Got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The training loss. None of it touches a reported number.
+
+    `loss = distortion + kl_weight * rate` per turn, with kl_weight = beta * schedule(step), or the controller's.
+
+    Args:
+        beta: weight of the rate once the schedule has ended (Higgins et al. 2017).
+        kl_schedule: how the weight grows from 0 to beta: `constant` (at once), `linear`, `logistic`, `cosine`, `cyclical`.
+        kl_warmup_steps: steps of that growth; with `cyclical`, steps of one whole cycle.
+        kl_cycles: with `cyclical`, number of cycles (Fu et al. 2019); half of each is growth.
+        free_bits: nats that cost nothing, per latent dimension or in total (Kingma et al. 2016). 0: off.
+        free_bits_per: `dimension`: each dimension's batch mean below `free_bits` is free; `total`: each turn's total is.
+        target_rate: hold the rate at this many nats per turn by steering the weight between 0 and beta (Shao et al. 2020).
+            0: off, the schedule decides.
+    """
+
+    beta: float = 1.0
+    kl_schedule: KlSchedule = "linear"
+    kl_warmup_steps: int = 2000
+    kl_cycles: int = 4
+    free_bits: float = 0.0
+    free_bits_per: Literal["dimension", "total"] = "dimension"
+    target_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "free_bits", "target_rate"):
+            _require(getattr(self, name) >= 0, f"objective.{name} must be 0 or more. Got {getattr(self, name)}")
+        for name in ("kl_warmup_steps", "kl_cycles"):
+            _require(getattr(self, name) >= 1, f"objective.{name} must be 1 or more. Got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimiser, how long, and what is written when.
+
+    Args:
+        max_steps: optimiser steps; the learning-rate schedule ends here. 0: as many as max_minutes allow, judged by the
+            first 50 steps.
+        max_minutes: stop after this many minutes of training, across resumes; 0: no limit.
+        learning_rate: the highest, reached after the warm-up (AdamW).
+        final_learning_rate: the last, as a share of the highest, [0, 1].
+        warmup_steps: steps of linear warm-up; then a cosine to the final one.
+        weight_decay: AdamW's, on matrices only.
+        clip_norm: gradients are scaled down to this global norm; 0: never.
+        accumulate: parts that a batch is worked in, to save memory. The gradient is the same but for the dropout masks, and
+            for free bits per dimension, whose mean is then over a part.
+        seed: of weights, batch order, dropout and latent noise.
+        log_every: steps between two lines of metrics.jsonl.
+        validate_every: steps between two validations, with samples.
+        checkpoint_every: steps between two checkpoints.
+        keep_last: checkpoints kept besides the best one.
+        patience: stop after this many validations without a better one; 0: never.
+        validation_turns: validation turns used while training; 0: all.
+        precision: `auto` is bf16 where the GPU has it and fp32 elsewhere.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads; 0: as torch chooses.
+        tensorboard: also write TensorBoard event files.
+    """
+
+    max_steps: int = 10_000
+    max_minutes: float = 0.0
+    learning_rate: float = 2e-3
+    final_learning_rate: float = 0.05
+    warmup_steps: int = 200
+    weight_decay: float = 0.01
+    clip_norm: float = 5.0
+    accumulate: int = 1
+    seed: int = 1
+    log_every: int = 20
+    validate_every: int = 500
+    checkpoint_every: int = 500
+    keep_last: int = 1
+    patience: int = 0
+    validation_turns: int = 2000
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: str = "auto"
+    threads: int = 0
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("accumulate", "log_every", "validate_every", "checkpoint_every", "keep_last"):
+            _require(getattr(self, name) >= 1, f"train.{name} must be 1 or more. Got {getattr(self, name)}")
+        for name in (
+            "max_steps", "max_minutes", "warmup_steps", "weight_decay", "clip_norm", "patience", "validation_turns", "threads"
+        ):  # fmt: skip
+            _require(getattr(self, name) >= 0, f"train.{name} must be 0 or more. Got {getattr(self, name)}")
+        _require(
+            self.max_steps > 0 or self.max_minutes > 0, "train.max_steps and train.max_minutes are both 0: give one of them"
+        )
+        _require(self.learning_rate > 0, f"train.learning_rate must be above 0. Got {self.learning_rate}")
+        _require(0 <= self.final_learning_rate <= 1, f"train.final_learning_rate must be in [0, 1]. Got {self.final_learning_rate}")
+        _require(0 <= self.seed < 2**31, f"train.seed must be in [0, 2**31). Got {self.seed}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run: what `configs/*.yaml` holds and what is saved beside the weights."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    batches: BatchConfig = field(default_factory=BatchConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """How text is drawn from p(x | z, c).
+
+    Args:
+        temperature: divides the logits before the draw; 0 is greedy.
+        top_k: draw among the k most probable pieces only; 0: all.
+        top_p: draw among the fewest pieces whose probability reaches p, (0, 1]; 1: all.
+        max_tokens: longest text, in pieces.
+    """
+
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 0.9
+    max_tokens: int = 48
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.temperature <= 5, f"temperature must be in [0, 5]. Got {self.temperature}")
+        _require(self.top_k >= 0, f"top_k must be 0 or more. Got {self.top_k}")
+        _require(0 < self.top_p <= 1, f"top_p must be in (0, 1]. Got {self.top_p}")
+        _require(1 <= self.max_tokens <= 128, f"max_tokens must be in [1, 128]. Got {self.max_tokens}")
+
+
+GREEDY = DecodingConfig(temperature=0.0)
+
+
+def from_dict(cls: type[Any], values: object, where: str) -> Any:
+    """Builds config class `cls` from JSON values. Refuses unknown keys and wrong types, naming them and `where`."""
+    _require(isinstance(values, dict), f"{where}: expected an object for {cls.__name__}. Got {type(values).__name__}")
+    assert isinstance(values, dict)
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(known))
+    _require(not unknown, f"{where}: unknown settings {', '.join(unknown)}. Known: {', '.join(known)}")
+    default = cls()
+    arguments = {}
+    for name, value in values.items():
+        standard = getattr(default, name)
+        if dataclasses.is_dataclass(standard):
+            arguments[name] = from_dict(type(standard), value, f"{where}: {name}")
+            continue
+        numeric = isinstance(standard, float) and isinstance(value, int) and not isinstance(value, bool)
+        _require(
+            type(value) is type(standard) or numeric,
+            f"{where}: {name} must be {type(standard).__name__}. Got {value!r:.80}",
+        )
+        arguments[name] = float(value) if numeric else value
+    return cls(**arguments)

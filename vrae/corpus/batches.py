@@ -1,0 +1,268 @@
+"""Prepared corpus to batches: which turns are learnt from, in which order, with which context.
+
+An example is a window: one target turn and the K turns before it in its dialogue, fewer at the dialogue's start and none for
+its first turn. A batch holds each distinct turn once, however many windows it stands in, and the windows point into it.
+
+The order is a pure function of (seed, epoch), and a batch of (seed, step): resuming needs a step number and nothing else.
+
+Shape legend: B windows, K context turns, N distinct turns, T tokens of the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vrae.config import BatchConfig
+from vrae.corpus.prepared import Split
+from vrae.corpus.tokenizer import BOS, EOS, PAD, UNK
+from vrae.errors import ConfigError, DataError
+
+_POOL_BATCHES = 64  # batches that are filled from one pool of shuffled segments, sorted by length
+
+
+class Batch(NamedTuple):
+    """Distinct turns, and windows that point to them.
+
+    Lengths stay on the CPU: they steer the packing, and reading them from a GPU would stall it.
+    """
+
+    turns_NT: Tensor  # int64 ids, each turn ends in eos, then pad
+    turn_lengths_N: Tensor  # int64 on the CPU, eos included, >= 1
+    target_B: Tensor  # int64, which turn is the target
+    inputs_BT: Tensor  # int64, what the decoder reads: bos, then the target's tokens (some replaced by unk in training)
+    target_lengths_B: Tensor  # int64 on the CPU, eos included
+    context_BK: Tensor  # int64, which turns come before it, oldest first; 0 beyond context_lengths_B
+    context_lengths_B: Tensor  # int64 on the CPU, 0 to K
+    same_speaker_BK: Tensor  # int64, 1 where the context turn has the target's speaker
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with ids and indices on `device` and lengths where they are."""
+        if device.type == "cpu":
+            return self
+        on_cpu = {"turn_lengths_N", "target_lengths_B", "context_lengths_B"}
+        return Batch(
+            *(
+                value if name in on_cpu else value.pin_memory().to(device, non_blocking=True)
+                for name, value in zip(self._fields, self, strict=True)
+            )
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Target tokens, end marks included."""
+        return int(self.target_lengths_B.sum())
+
+
+class Window(NamedTuple):
+    """One example as ids without bos and eos: context turns, oldest first, and a target."""
+
+    context: list[np.ndarray]
+    target: np.ndarray
+    same_speaker: list[int]
+
+
+def collate(windows: list[Window], context_turns: int) -> Batch:
+    """A batch of free-standing windows (no turn is shared). Used where text comes from a user and not from a corpus."""
+    turns = [
+        turn
+        for window in windows
+        for turn in (window.target, *window.context[max(len(window.context) - context_turns, 0) :])
+    ]
+    sizes = np.array([1 + min(len(window.context), context_turns) for window in windows])
+    target_B = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    context_lengths_B = sizes - 1
+    context_BK = np.zeros((len(windows), context_turns), np.int64)
+    same_BK = np.zeros_like(context_BK)
+    for b, (start, count, window) in enumerate(zip(target_B, context_lengths_B, windows, strict=True)):
+        context_BK[b, :count] = start + 1 + np.arange(count)
+        same_BK[b, :count] = window.same_speaker[len(window.same_speaker) - count :]
+    lengths = np.array([len(turn) for turn in turns])
+    flat = np.concatenate([np.zeros(0, np.int64), *turns])
+    return _assemble(flat, np.cumsum(lengths) - lengths, lengths, target_B, context_BK, context_lengths_B, same_BK)
+
+
+class Dropped(NamedTuple):
+    """What a training batch loses."""
+
+    context_B: np.ndarray  # bool: the whole context
+    words_BT: np.ndarray  # bool: tokens of the decoder's input, T = max_turn_tokens
+
+
+class Windows:
+    """The examples of one split.
+
+    Args:
+        split: of a prepared corpus.
+        config: limits and dropouts.
+        context_turns: K.
+
+    Raises:
+        DataError: no turn of the split is short enough to be a target.
+    """
+
+    def __init__(self, split: Split, config: BatchConfig, context_turns: int) -> None:
+        self.split, self.config, self.context_turns = split, config, context_turns
+        lengths = np.diff(split.turns)
+        self.target_N = np.flatnonzero(lengths <= config.max_turn_tokens)
+        self.left_out = len(lengths) - len(self.target_N)
+        if not len(self.target_N):
+            raise DataError(
+                f"{split.name}: no turn has {config.max_turn_tokens} tokens or fewer. Raise --batches.max_turn_tokens"
+            )
+        self.cost_N = lengths[self.target_N] + 1  # with its end mark
+        dialogue_N = np.searchsorted(split.dialogues, self.target_N, side="right") - 1
+        self.start_N = np.asarray(split.dialogues)[dialogue_N]
+
+    def __len__(self) -> int:
+        return len(self.target_N)
+
+    @property
+    def tokens(self) -> int:
+        """Target tokens of all windows, end marks included."""
+        return int(self.cost_N.sum())
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return -(-self.tokens // self.config.tokens)
+
+    def plan(self, rng: np.random.Generator | None) -> list[np.ndarray]:
+        """Which windows (indices into this object) make each batch of an epoch; shuffled by `rng`, or by length without.
+
+        Consecutive turns of a dialogue stay together (segments of `segment_turns` when K >= 1), segments of similar length
+        meet in a batch, and every batch but the last is within one segment of `config.tokens`.
+        """
+        segment = self.config.segment_turns if self.context_turns else 1
+        longest = segment * (self.config.max_turn_tokens + 1)
+        if longest > self.config.tokens:
+            raise ConfigError(
+                f"batches.tokens ({self.config.tokens}) must hold a segment of batches.segment_turns ({segment}) turns of "
+                f"batches.max_turn_tokens ({self.config.max_turn_tokens}) and their end marks: {longest}"
+            )
+        shift = int(rng.integers(segment)) if rng else 0
+        place_N = (self.target_N - self.start_N + shift) // segment
+        first_S = np.flatnonzero(np.r_[True, (np.diff(place_N) != 0) | (np.diff(self.start_N) != 0)])
+        size_S = np.diff(np.r_[first_S, len(self)])
+        cost_S = np.add.reduceat(self.cost_N, first_S)
+        longest_S = np.maximum.reduceat(self.cost_N, first_S)
+        if rng:
+            order_S = rng.permutation(len(first_S))
+            pool_S = (np.cumsum(cost_S[order_S]) - 1) // (self.config.tokens * _POOL_BATCHES)
+            order_S = order_S[np.lexsort((longest_S[order_S], pool_S))]
+        else:
+            order_S = np.argsort(longest_S, kind="stable")
+        batch_S = (np.cumsum(cost_S[order_S]) - 1) // self.config.tokens
+        size_S, first_S = size_S[order_S], first_S[order_S]
+        window_N = np.repeat(first_S - (np.cumsum(size_S) - size_S), size_S) + np.arange(len(self))
+        batches = np.split(window_N, np.flatnonzero(np.diff(np.repeat(batch_S, size_S))) + 1)
+        if rng:
+            batches = [batches[i] for i in rng.permutation(len(batches))]
+        return batches
+
+    def batch(self, windows_B: np.ndarray, dropped: Dropped | None = None) -> Batch:
+        """The batch of these windows, without the contexts and words that are `dropped`."""
+        target_B, start_B = self.target_N[windows_B], self.start_N[windows_B]
+        context_lengths_B = np.minimum(target_B - start_B, self.context_turns)
+        if dropped:
+            context_lengths_B = np.where(dropped.context_B, 0, context_lengths_B)
+        back_BK = context_lengths_B[:, None] - np.arange(self.context_turns)
+        real_BK = back_BK > 0
+        context_BK = np.where(real_BK, target_B[:, None] - back_BK, target_B[:, None])
+        turn_N, place = np.unique(np.concatenate([target_B, context_BK.ravel()]), return_inverse=True)
+        starts_N, lengths_N = np.asarray(self.split.turns)[turn_N], np.diff(self.split.turns)[turn_N]
+        cut_N = np.maximum(lengths_N - self.config.max_turn_tokens, 0)  # never of a target: those are short enough
+        same_BK = (self.split.speakers[context_BK] == self.split.speakers[target_B][:, None]) & real_BK
+        B = len(target_B)
+        return _assemble(
+            self.split.tokens,
+            starts_N + cut_N,
+            lengths_N - cut_N,
+            place[:B],
+            np.where(real_BK, place[B:].reshape(B, -1), 0),
+            context_lengths_B,
+            same_BK,
+            dropped,
+        )
+
+    def in_order(self, limit: int = 0) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Every window once (or an even sample of `limit`), without dropout, with its index. For evaluation."""
+        chosen = np.ones(len(self), bool)
+        if 0 < limit < len(self):
+            chosen[:] = False
+            chosen[np.linspace(0, len(self) - 1, limit).astype(np.int64)] = True
+        for windows_B in self.plan(None):
+            windows_B = windows_B[chosen[windows_B]]
+            if len(windows_B):
+                yield windows_B, self.batch(windows_B)
+
+
+class TrainingBatches:
+    """The endless stream of training batches, addressed by step: a pure function of (seed, step).
+
+    Args:
+        windows: what is learnt from.
+        seed: of order, dropped contexts and words, and latent noise.
+        latent_size: Z, width of the noise.
+    """
+
+    def __init__(self, windows: Windows, seed: int, latent_size: int) -> None:
+        self.windows, self.seed, self.latent_size = windows, seed, latent_size
+        self._epoch, self._plan = -1, [np.zeros(0, np.int64)]
+
+    def parts(self, step: int, count: int = 1) -> list[tuple[Batch, Tensor]]:
+        """The batch of `step` in at most `count` parts, each with its latent noise [B, Z].
+
+        Whatever `count` is, a window meets the same noise and loses the same words.
+        """
+        epoch, place = divmod(step, self.windows.batches_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._plan = epoch, self.windows.plan(np.random.default_rng([self.seed, 0, epoch]))
+        windows_B = self._plan[place]
+        B, config = len(windows_B), self.windows.config
+        rng = np.random.default_rng([self.seed, 1, step])
+        context_B = rng.random(B) < config.context_dropout
+        words_BT = rng.random((B, config.max_turn_tokens)) < config.word_dropout
+        noise_BZ = rng.standard_normal((B, self.latent_size), np.float32)
+        return [
+            (self.windows.batch(windows_B[i::count], Dropped(context_B[i::count], words_BT[i::count])), noise)
+            for i in range(min(count, B))
+            if len(noise := torch.from_numpy(noise_BZ[i::count]))
+        ]
+
+
+def _assemble(
+    tokens: np.ndarray,
+    starts_N: np.ndarray,
+    lengths_N: np.ndarray,
+    target_B: np.ndarray,
+    context_BK: np.ndarray,
+    context_lengths_B: np.ndarray,
+    same_speaker_BK: np.ndarray,
+    dropped: Dropped | None = None,
+) -> Batch:
+    """Builds the padded arrays. Turn n is tokens[starts_N[n] : starts_N[n] + lengths_N[n]]."""
+    N, T = len(lengths_N), int(lengths_N.max(initial=0)) + 1
+    column_T = np.arange(T)
+    real_NT = column_T < lengths_N[:, None]
+    turns_NT = np.full((N, T), PAD, np.int64)
+    turns_NT[real_NT] = tokens[(starts_N[:, None] + column_T)[real_NT]]
+    turns_NT[np.arange(N), lengths_N] = EOS
+    target_T = int(lengths_N[target_B].max(initial=0)) + 1
+    inputs_BT = np.full((len(target_B), target_T), BOS, np.int64)
+    inputs_BT[:, 1:] = turns_NT[target_B, : target_T - 1]
+    if dropped:
+        inputs_BT[:, 1:][dropped.words_BT[:, : target_T - 1]] = UNK
+    return Batch(
+        torch.from_numpy(turns_NT),
+        torch.from_numpy(np.asarray(lengths_N + 1, np.int64)),
+        torch.from_numpy(np.asarray(target_B, np.int64)),
+        torch.from_numpy(inputs_BT),
+        torch.from_numpy(np.asarray(lengths_N[target_B] + 1, np.int64)),
+        torch.from_numpy(np.asarray(context_BK, np.int64)),
+        torch.from_numpy(np.asarray(context_lengths_B, np.int64)),
+        torch.from_numpy(np.asarray(same_speaker_BK, np.int64)),
+    )

@@ -1,0 +1,328 @@
+"""A corpus on disk: what `vrae prepare` writes and all that training reads.
+
+    DIR/manifest.json            source, licence, settings, counts of what was kept and dropped, sha256 of every file
+    DIR/tokenizer.model          SentencePiece
+    DIR/{split}.tokens.bin       uint16, the ids of all turns one after the other
+    DIR/{split}.turns.bin        int64, where each turn starts in tokens, and the end
+    DIR/{split}.dialogues.bin    int64, where each dialogue starts in turns, and the end
+    DIR/{split}.speakers.bin     uint8, who speaks each turn, counted within its dialogue
+
+The arrays are memory-mapped: opening takes no longer for a large corpus than for a small one. Preparing keeps one chunk of
+dialogues in memory, one 16-byte digest per dialogue (to find duplicates) and the tokenizer's sample. The same source and
+settings give the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vrae.config import SPLITS, PrepareConfig
+from vrae.corpus.cleaning import Cleaner
+from vrae.corpus.sources import Source, assign_split, open_source
+from vrae.corpus.tokenizer import Tokenizer, train_tokenizer
+from vrae.errors import DataError, UserError
+
+FORMAT = 1
+_ARRAYS = {"tokens": np.dtype("<u2"), "turns": np.dtype("<i8"), "dialogues": np.dtype("<i8"), "speakers": np.dtype("u1")}
+_CHUNK_DIALOGUES = 256
+
+Spooled = tuple[list[str], list[int]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a prepared corpus. Arrays are read-only memory maps.
+
+    tokens: [tokens] ids without bos and eos; turns: [N + 1] offsets into tokens; dialogues: [D + 1] offsets into turns;
+    speakers: [N].
+    """
+
+    name: str
+    tokens: np.ndarray
+    turns: np.ndarray
+    dialogues: np.ndarray
+    speakers: np.ndarray
+
+    def turn(self, index: int) -> np.ndarray:
+        """Ids of turn `index`."""
+        return self.tokens[self.turns[index] : self.turns[index + 1]]
+
+
+class Corpus:
+    """A prepared corpus, opened for reading.
+
+    Raises:
+        DataError: `path` is no prepared corpus, or a file of it is missing or has another size than the manifest says.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        manifest_path = self.path / "manifest.json"
+        try:
+            self.manifest: dict[str, Any] = json.loads(manifest_path.read_bytes())
+            version = self.manifest["format"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}: not a prepared corpus ({type(error).__name__} on manifest.json). "
+                f"Make one with: vrae prepare SOURCE --out {path}"
+            ) from None
+        if version != FORMAT:
+            raise DataError(f"{path}: corpus format {version}, this vrae reads {FORMAT}. Prepare it again")
+        self.tokenizer = Tokenizer.load(self.path / "tokenizer.model")
+        self.splits = {name: self._open(name) for name in SPLITS}
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the digests of all files: two corpora with the same fingerprint hold the same bytes."""
+        return hashlib.sha256(json.dumps(self.manifest["files"], sort_keys=True).encode()).hexdigest()
+
+    def __getitem__(self, split: str) -> Split:
+        if split not in self.splits:
+            raise DataError(f"--split {split}: {self.path} has {', '.join(SPLITS)}")
+        return self.splits[split]
+
+    def _open(self, split: str) -> Split:
+        arrays = {}
+        for array, dtype in _ARRAYS.items():
+            file = self.path / f"{split}.{array}.bin"
+            expected = self.manifest["files"].get(file.name, {}).get("bytes")
+            size = file.stat().st_size if file.is_file() else None
+            if size != expected or size is None:
+                raise DataError(f"{file}: {size} bytes where the manifest says {expected}. Prepare the corpus again")
+            arrays[array] = np.memmap(file, dtype, "r") if size else np.zeros(0, dtype)
+        return Split(split, **arrays)
+
+
+def prepare(config: PrepareConfig, out: str | Path, *, overwrite: bool = False, quiet: bool = False) -> Corpus:
+    """Reads, cleans, splits and encodes a source into the folder `out`, which appears only when complete.
+
+    Raises:
+        DataError: a row cannot be read, nothing is left after cleaning, or the vocabulary does not fit the text.
+        UserError: `out` exists and `overwrite` is false, or cannot be written.
+    """
+    out = Path(out)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not overwrite:
+        raise UserError(f"--out {out}: exists already. Choose another folder, or pass --overwrite")
+    source = open_source(config.source)
+    work = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    try:
+        work.mkdir(parents=True)
+        manifest = _write(config, source, work, quiet)
+        (work / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(work, out)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot write: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return Corpus(out)
+
+
+def inspect(config: PrepareConfig, *, quiet: bool = False) -> dict[str, Any]:
+    """What `prepare` would keep and drop, without training a tokenizer or writing anything: counts and a few dialogues."""
+    source = open_source(config.source)
+    cleaner = Cleaner(config.cleaning)
+    turns = words = kept = 0
+    longest, examples = 0, []
+    for dialogue in tqdm(source, desc="reading", unit=" dialogues", disable=True if quiet else None):
+        cleaned = cleaner(dialogue)
+        if cleaned is None:
+            continue
+        kept += 1
+        turns += len(cleaned.turns)
+        lengths = [len(turn.split()) for turn in cleaned.turns]
+        words += sum(lengths)
+        longest = max(longest, *lengths)
+        if len(examples) < 2:
+            examples.append({"id": cleaned.id, "turns": [turn[:120] for turn in cleaned.turns[:4]]})
+    if not kept:
+        raise DataError(f"{config.source.source}: no dialogue is left after cleaning ({_counts(cleaner.dropped)})")
+    return {
+        "source": _describe(source),
+        "dropped": dict(sorted(cleaner.dropped.items())),
+        "changed": dict(sorted(cleaner.changed.items())),
+        "dialogues": kept,
+        "turns": turns,
+        "words": words,
+        "words_in_longest_turn": longest,
+        "examples": examples,
+    }
+
+
+def _write(config: PrepareConfig, source: Source, work: Path, quiet: bool) -> dict[str, Any]:
+    cleaner = Cleaner(config.cleaning)
+    sample = _spool(config, source, cleaner, work, quiet)
+    if config.tokenizer:
+        tokenizer = Tokenizer.load(config.tokenizer)
+    else:
+        if not sample:
+            raise DataError(f"{config.source.source}: the training split is empty. Bring more dialogues")
+        tokenizer = Tokenizer(train_tokenizer(sample, config.vocab_size))
+    (work / "tokenizer.model").write_bytes(tokenizer.model)
+    counts = {}
+    with _Encoders(tokenizer, config.num_proc) as encoders:
+        for split in SPLITS:
+            spool = work / f"{split}.jsonl"
+            with open(spool, encoding="utf-8") as lines:
+                chunks = encoders.map(_chunks(lines, _CHUNK_DIALOGUES))
+                counts[split] = _write_split(work, split, tqdm(chunks, f"encoding {split}", disable=True if quiet else None))
+            spool.unlink()
+    files = {
+        file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(work.iterdir())
+    }
+    settings = dataclasses.asdict(config)
+    del settings["num_proc"], settings["source"]["source"]
+    return {
+        "format": FORMAT,
+        "source": _describe(source),
+        "settings": settings,
+        "vocab_size": len(tokenizer),
+        "splits": counts,
+        "dropped": dict(sorted(cleaner.dropped.items())),
+        "changed": dict(sorted(cleaner.changed.items())),
+        "files": files,
+    }
+
+
+def _spool(config: PrepareConfig, source: Source, cleaner: Cleaner, work: Path, quiet: bool) -> list[str]:
+    """Writes the cleaned dialogues of each split to a file; returns a uniform sample of the training turns."""
+    sample: list[str] = []
+    seen = kept = 0
+    draw = random.Random(0)
+    spools = {split: open(work / f"{split}.jsonl", "w", encoding="utf-8") for split in SPLITS}  # noqa: SIM115
+    try:
+        for dialogue in tqdm(source, desc="reading", unit=" dialogues", disable=True if quiet else None):
+            cleaned = cleaner(dialogue)
+            if cleaned is None:
+                continue
+            kept += 1
+            split = cleaned.split or assign_split(cleaned.id, config.validation_percent, config.test_percent)
+            json.dump([cleaned.turns, cleaned.speakers], spools[split], ensure_ascii=False)
+            spools[split].write("\n")
+            if split != "train" or config.tokenizer:
+                continue
+            for turn in cleaned.turns:
+                seen += 1
+                if len(sample) < config.tokenizer_turns:
+                    sample.append(turn)
+                elif (place := draw.randrange(seen)) < config.tokenizer_turns:
+                    sample[place] = turn
+    finally:
+        for spool in spools.values():
+            spool.close()
+    if not kept:
+        raise DataError(f"{config.source.source}: no dialogue is left after cleaning ({_counts(cleaner.dropped)})")
+    return sample
+
+
+def _chunks(lines: Iterable[str], size: int) -> Iterator[list[str]]:
+    lines = iter(lines)
+    while chunk := list(islice(lines, size)):
+        yield chunk
+
+
+_tokenizer: Tokenizer  # of a worker process
+
+
+def _start_worker(model: bytes) -> None:
+    global _tokenizer
+    _tokenizer = Tokenizer(model)
+
+
+def _work(lines: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    return _encode(_tokenizer, lines)
+
+
+def _encode(tokenizer: Tokenizer, lines: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Spooled dialogues as (token ids, tokens per turn, turns per dialogue, speaker per turn)."""
+    dialogues: list[Spooled] = [json.loads(line) for line in lines]
+    ids = tokenizer.encode([turn for turns, _ in dialogues for turn in turns])
+    return (
+        np.fromiter((token for turn in ids for token in turn), _ARRAYS["tokens"]),
+        np.fromiter(map(len, ids), _ARRAYS["turns"], len(ids)),
+        np.fromiter((len(turns) for turns, _ in dialogues), _ARRAYS["dialogues"], len(dialogues)),
+        np.fromiter((speaker & 255 for _, speakers in dialogues for speaker in speakers), _ARRAYS["speakers"]),
+    )
+
+
+class _Encoders:
+    """Encodes chunks in order, in this process or in several."""
+
+    def __init__(self, tokenizer: Tokenizer, num_proc: int) -> None:
+        self._tokenizer = tokenizer
+        context = multiprocessing.get_context("spawn")
+        self._pool = context.Pool(num_proc, _start_worker, (tokenizer.model,)) if num_proc > 1 else None
+
+    def __enter__(self) -> _Encoders:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool:
+            self._pool.terminate()
+            self._pool.join()
+
+    def map(self, chunks: Iterator[list[str]]) -> Iterator[tuple[np.ndarray, ...]]:
+        if self._pool:
+            return self._pool.imap(_work, chunks)
+        return (_encode(self._tokenizer, chunk) for chunk in chunks)
+
+
+def _write_split(work: Path, split: str, chunks: Iterable[tuple[np.ndarray, ...]]) -> dict[str, int]:
+    files = {array: open(work / f"{split}.{array}.bin", "wb") for array in _ARRAYS}  # noqa: SIM115
+    try:
+        files["turns"].write(np.zeros(1, _ARRAYS["turns"]).tobytes())
+        files["dialogues"].write(np.zeros(1, _ARRAYS["dialogues"]).tobytes())
+        tokens = turns = dialogues = longest = 0
+        for ids, lengths, sizes, speakers in chunks:
+            files["tokens"].write(ids.tobytes())
+            files["turns"].write((tokens + np.cumsum(lengths)).tobytes())
+            files["dialogues"].write((turns + np.cumsum(sizes)).tobytes())
+            files["speakers"].write(speakers.tobytes())
+            tokens += len(ids)
+            turns += len(lengths)
+            dialogues += len(sizes)
+            longest = max(longest, int(lengths.max(initial=0)))
+    finally:
+        for file in files.values():
+            file.close()
+    return {"dialogues": dialogues, "turns": turns, "tokens": tokens, "longest_turn": longest}
+
+
+def _describe(source: Source) -> dict[str, Any]:
+    return {
+        "name": source.name,
+        "licence": source.licence,
+        "fingerprint": source.fingerprint(),
+        **dataclasses.asdict(source.stats),
+    }
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{reason}: {count}" for reason, count in sorted(counts.items())) or "the source is empty"
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()

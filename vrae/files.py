@@ -1,0 +1,80 @@
+"""Writing that survives a crash: everything or nothing, synced to disk before it gets its name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data` in one step."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        _write_synced(temporary, data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Makes folder `path` of `files`, with a manifest of their sizes and sha256, in one step. An older one is replaced."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        manifest = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+        for name, data in files.items():
+            _write_synced(temporary / name, data)
+        _write_synced(temporary / MANIFEST, to_json({"files": manifest}))
+        _sync_folder(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _sync_folder(path.parent)
+
+
+def check_folder(path: Path) -> str:
+    """Compares a folder with its manifest. Returns what is wrong, or an empty string."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())["files"]
+        for name, expected in manifest.items():
+            data = (path / Path(name).name).read_bytes()
+            if len(data) != expected["bytes"]:
+                return f"{name} has {len(data)} bytes, not {expected['bytes']}"
+            if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+                return f"{name} has another sha256 than the manifest says"
+    except OSError as error:
+        return f"{error.strerror}: {error.filename}"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"{MANIFEST} is damaged"
+    return ""
+
+
+def to_json(value: Any) -> bytes:
+    """Readable JSON as bytes."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,116 @@
+"""Writing: p(x | z, c) = prod_t p(x_t | x_<t, z, c), scored all at once or taken step by step.
+
+Both ways run the same layers on the same inputs, and a test proves them equal.
+
+Shape legend: B examples, T tokens, P tokens of all examples together (no padding), E embedding, H state, L layers,
+V vocabulary, D the condition: z and c side by side.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vrae.config import ModelConfig
+from vrae.corpus.tokenizer import BOS
+from vrae.model.encoder import like, pack
+
+
+_CHUNK = 512  # tokens whose logits are in memory at once; larger blocks leave the cache and are slower
+
+
+class DecoderState(NamedTuple):
+    """Where a decoder stands in B texts."""
+
+    condition_BE: Tensor
+    state_LBH: Tensor
+
+    def select(self, rows: Tensor) -> DecoderState:
+        """The state of some of the texts."""
+        return DecoderState(self.condition_BE[rows], self.state_LBH[:, rows])
+
+
+class Decoder(nn.Module):
+    """A GRU over tokens, conditioned on d = [z; c] in its first state and at every step.
+
+        s_0 = tanh(A d)        s_t = GRU(s_{t-1}, e(x_{t-1}) + W d)        p(x_t | .) = softmax(e(.)^T P s_t + b)
+
+    Adding W d to the token's embedding is what appending d to it comes to, once the GRU's input matrix is multiplied out,
+    and costs one product per text instead of one per token. With `tied_output` off, e(.) in the last formula is a matrix
+    of its own (tying: Press & Wolf 2017).
+    """
+
+    def __init__(self, embedding: nn.Embedding, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = embedding
+        self.dropout = nn.Dropout(config.dropout)
+        size = config.latent_size + (config.context_size if config.context_turns else 0)
+        self.start_state = Affine(size, config.decoder_layers * config.hidden_size)
+        self.condition = Affine(size, config.embedding_size)
+        self.gru = nn.GRU(
+            config.embedding_size,
+            config.hidden_size,
+            config.decoder_layers,
+            dropout=config.dropout if config.decoder_layers > 1 else 0.0,
+        )
+        self.project = nn.Linear(config.hidden_size, config.embedding_size)
+        self.out = nn.Linear(config.embedding_size, config.vocab_size)
+        if config.tied_output:
+            self.out.weight = embedding.weight
+
+    def start(self, z_BZ: Tensor, context_BC: Tensor) -> DecoderState:
+        """The state before the first token."""
+        condition_BD = torch.cat([z_BZ, context_BC], -1)
+        state_BX = torch.tanh(self.start_state(condition_BD))
+        state_LBH = state_BX.view(len(z_BZ), self.config.decoder_layers, -1).transpose(0, 1).contiguous()
+        return DecoderState(self.condition(condition_BD), state_LBH)
+
+    def step(self, ids_B: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """Reads one token of each text: logits [B, V] of the next, and the state after it."""
+        inputs_BE = self.dropout(self.embedding(ids_B)) + state.condition_BE
+        states_1BH, state_LBH = self.gru(inputs_BE[None], state.state_LBH)
+        return self.logits(states_1BH[0]), state._replace(state_LBH=state_LBH)
+
+    def logits(self, states_PH: Tensor) -> Tensor:
+        """[P, H] states to [P, V] logits."""
+        logits_PV: Tensor = self.out(self.dropout(self.project(states_PH)))
+        return logits_PV
+
+    def log_prob(self, inputs_BT: Tensor, targets_BT: Tensor, lengths_B: Tensor, state: DecoderState) -> Tensor:
+        """log p(x | z, c) in nats of each text, [B], end mark included.
+
+        Args:
+            inputs_BT: bos and the tokens; only the first lengths_B of each row are read.
+            targets_BT: the tokens and eos.
+            lengths_B: on the CPU.
+            state: of `start`.
+        """
+        rows_BT = torch.arange(len(inputs_BT), device=inputs_BT.device)[:, None].expand_as(inputs_BT)
+        rows, inputs, targets = (pack(values, lengths_B) for values in (rows_BT, inputs_BT, targets_BT))
+        inputs_PE = self.dropout(self.embedding(inputs.data)) + state.condition_BE[rows.data]
+        states, _ = self.gru(like(inputs, inputs_PE), state.state_LBH)
+        log_prob_P = torch.cat(
+            [
+                -F.cross_entropy(self.logits(states_H), targets_, reduction="none")
+                for states_H, targets_ in zip(states.data.split(_CHUNK), targets.data.split(_CHUNK), strict=True)
+            ]
+        )
+        return log_prob_P.new_zeros(len(inputs_BT)).index_add(0, rows.data, log_prob_P)
+
+    def first_tokens(self, count: int) -> Tensor:
+        """[count] bos ids: what `step` reads first."""
+        return torch.full((count,), BOS, device=self.embedding.weight.device)
+
+
+class Affine(nn.Linear):
+    """nn.Linear that may have no inputs at all: then it is its bias, as for a model with neither latent nor context."""
+
+    def reset_parameters(self) -> None:
+        if self.in_features:
+            super().reset_parameters()
+        else:
+            nn.init.zeros_(self.bias)

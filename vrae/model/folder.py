@@ -1,0 +1,101 @@
+"""A model on disk: `config.json`, `model.safetensors`, `tokenizer.model`. Nothing in it can execute code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+
+from vrae.config import ModelConfig, from_dict
+from vrae.corpus.tokenizer import Tokenizer
+from vrae.errors import ConfigError, ModelError
+from vrae.files import to_json
+from vrae.model.vrae import VRAE
+
+FORMAT = 1
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
+_MAX_CONFIG_BYTES = 2**20
+
+
+class Loaded(NamedTuple):
+    """A model with what belongs to it."""
+
+    model: VRAE
+    tokenizer: Tokenizer
+    info: dict[str, Any]  # config.json as it stands: the run's settings, the corpus, the step
+
+
+def to_files(model: VRAE, tokenizer: Tokenizer, info: dict[str, Any]) -> dict[str, bytes]:
+    """The files of a model folder. `info` (JSON values) is stored with the architecture."""
+    config = {"format": FORMAT, "model": dataclasses.asdict(model.config), **info}
+    return {CONFIG: to_json(config), WEIGHTS: safetensors.torch.save(weights(model)), TOKENIZER: tokenizer.model}
+
+
+def weights(model: VRAE) -> dict[str, torch.Tensor]:
+    """The parameters by name, each once: a tied output matrix is stored as the embedding that it is."""
+    return {name: value.detach().cpu().contiguous() for name, value in model.named_parameters()}
+
+
+def read(folder: str | Path, device: torch.device | str = "cpu") -> Loaded:
+    """Reads a model folder.
+
+    Raises:
+        ModelError: something is missing or damaged, or does not fit together; the message names it.
+    """
+    folder = Path(folder)
+    info = _read_config(folder / CONFIG)
+    try:
+        config = from_dict(ModelConfig, info.get("model"), str(folder / CONFIG))
+    except ConfigError as error:
+        raise ModelError(str(error)) from None
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    if len(tokenizer) != config.vocab_size:
+        raise ModelError(f"{folder}: the tokenizer has {len(tokenizer)} pieces, the model {config.vocab_size}")
+    model = VRAE(config)
+    load_weights(model, folder / WEIGHTS)
+    return Loaded(model.to(device).eval(), tokenizer, info)
+
+
+def load_weights(model: VRAE, path: Path) -> None:
+    """Fills `model` from a safetensors file. Raises ModelError, naming the tensor, when anything does not fit."""
+    try:
+        stored = safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except (OSError, safetensors.SafetensorError, ValueError) as error:
+        raise ModelError(f"{path}: not a safetensors file, or damaged: {str(error)[:200]}") from None
+    parameters = dict(model.named_parameters())
+    for problem, names in (("lacks", parameters.keys() - stored.keys()), ("has unknown", stored.keys() - parameters.keys())):
+        if names:
+            raise ModelError(f"{path}: {problem} {', '.join(sorted(names)[:5])}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if stored[name].shape != parameter.shape:
+                raise ModelError(
+                    f"{path}: {name} must have shape {tuple(parameter.shape)}. Got {tuple(stored[name].shape)}"
+                )
+            if not stored[name].is_floating_point() or not torch.isfinite(stored[name]).all():
+                raise ModelError(f"{path}: {name} holds values that are not finite numbers")
+            parameter.copy_(stored[name])
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_MAX_CONFIG_BYTES + 1)
+        if len(text) > _MAX_CONFIG_BYTES:
+            raise ModelError(f"{path}: larger than {_MAX_CONFIG_BYTES} bytes")
+        info = json.loads(text)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not JSON: {error}") from None
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        version = info.get("format") if isinstance(info, dict) else None
+        raise ModelError(f"{path}: model format {version!r:.40}, this vrae reads {FORMAT}")
+    return info

@@ -1,0 +1,62 @@
+"""What changes over training: pure functions of the step, and one controller whose whole state is one number."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from vrae.config import ObjectiveConfig, TrainConfig
+
+
+def learning_rate(step: int, max_steps: int, config: TrainConfig) -> float:
+    """Linear warm-up to the highest rate, then half a cosine down to the final one at max_steps (Loshchilov & Hutter 2017)."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = min((step - config.warmup_steps) / max(max_steps - config.warmup_steps, 1), 1.0)
+    share = config.final_learning_rate + (1 - config.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+    return config.learning_rate * share
+
+
+def kl_weight(step: int, config: ObjectiveConfig) -> float:
+    """beta * schedule(step), with schedule between 0 and 1.
+
+    `linear` and `logistic` are Bowman et al. 2016, section 3.1 (the logistic runs from 0.0025 to 0.9975 over the warm-up);
+    `cyclical` is Fu et al. 2019, eq. 6-7: in each cycle a linear rise over the first half, then 1; after the last, 1.
+    """
+    progress = step / config.kl_warmup_steps
+    if config.kl_schedule == "constant":
+        return config.beta
+    if config.kl_schedule == "cyclical":
+        share = 1.0 if progress >= config.kl_cycles else min(2 * (progress % 1.0), 1.0)
+        return config.beta * share
+    if config.kl_schedule == "logistic":
+        return config.beta / (1 + math.exp(-12 * (min(progress, 2.0) - 0.5)))
+    progress = min(progress, 1.0)
+    if config.kl_schedule == "cosine":
+        progress = 0.5 * (1 - math.cos(math.pi * progress))
+    return config.beta * progress
+
+
+@dataclass
+class RateController:
+    """Holds the rate at a target by steering the kl_weight: integral control, as in ControlVAE (Shao et al. 2020, eq. 9).
+
+    The integral is taken over the log of the weight, so that the weight stays positive and a far-off start is made good in
+    the same time from either side: log w += gain * clip((rate - target) / target, -1, 1).
+
+    Args:
+        target: nats per turn.
+        highest: the largest weight.
+        weight: the current one.
+    """
+
+    target: float
+    highest: float
+    weight: float = 0.05
+    gain: float = 0.01
+    lowest: float = 1e-3
+
+    def update(self, rate: float) -> None:
+        """Moves the weight after a step whose batch had this mean rate, in nats per turn."""
+        error = min(max((rate - self.target) / self.target, -1.0), 1.0)
+        self.weight = min(max(self.weight * math.exp(self.gain * error), self.lowest), self.highest)

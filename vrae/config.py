@@ -57,13 +57,13 @@ class CleaningConfig:
 
     Args:
         mask_personal: replace e-mail addresses, URLs, phone numbers and @handles by <email> <url> <phone> <user>.
-        max_repeats: runs of one character longer than this are cut to it; 0: never.
+        max_repeats: runs of one character (no digit) longer than this are cut to it; 0: never.
         lowercase: write all text in lower case.
-        restore_apostrophes: dont -> don't, im -> i'm, and nine more whose reading is not in doubt.
+        restore_apostrophes: dont -> don't, im -> i'm, and eight more whose reading is not in doubt.
         min_turns: drop dialogues with fewer turns.
         spam_messages: dialogues with at least this many messages are tested for repetition; 0: never.
         spam_distinct: such a dialogue is dropped when distinct messages / messages is below this share, 0 to 1.
-        drop_duplicates: keep the first of several identical dialogues.
+        drop_duplicates: keep the first of several dialogues that are identical but for capitals.
     """
 
     mask_personal: bool = True
@@ -80,6 +80,9 @@ class CleaningConfig:
         _require(self.min_turns >= 1, f"min_turns must be 1 or more. Got {self.min_turns}")
         _require(self.spam_messages >= 0, f"spam_messages must be 0 or more. Got {self.spam_messages}")
         _require(0 <= self.spam_distinct <= 1, f"spam_distinct must be in [0, 1]. Got {self.spam_distinct}")
+
+
+CHITCHAT_CLEANING = CleaningConfig(min_turns=2, spam_messages=15)
 
 
 @dataclass(frozen=True)

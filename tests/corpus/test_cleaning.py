@@ -137,7 +137,8 @@ class TestText:
         assert text("Hello ÉCOLE", lowercase=True) == "hello école"
 
     @pytest.mark.parametrize(
-        "part", ["a", "a.", "a@", "@", ".", "1", "+1", "1 ", "1-", "(1)", "http://", "www.", "+1(1", "a-", "'", "com.", "im "]
+        "part",
+        ["a", "a.", "a@", "@", ".", "1", "+1", "1 ", "1-", "(1)", "http://", "www.", "+1(1", "a-", "'", "com.", "im "],
     )
     def test_time_is_linear(self, part: str) -> None:
         message = part * (200_000 // len(part)) + " @.com +1 dont"

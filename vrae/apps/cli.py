@@ -16,13 +16,20 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from vrae import __version__
-from vrae.config import BatchConfig, CleaningConfig, DecodingConfig, PrepareConfig, RunConfig, SourceConfig
+from vrae.config import (
+    CHITCHAT_CLEANING,
+    BatchConfig,
+    CleaningConfig,
+    DecodingConfig,
+    PrepareConfig,
+    RunConfig,
+    SourceConfig,
+)
 from vrae.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from vrae.generation.pipeline import Pipeline
 
-CHITCHAT_CLEANING = CleaningConfig(min_turns=2, spam_messages=15)
 _DEMO = "vrae-demo"
 
 
@@ -98,6 +105,8 @@ def build_parser(chitchat: bool = False) -> ArgumentParser:
         return command
 
     demo = add("demo", "Prepare the embedded corpus, train on it, show what the model does.", "vrae demo --minutes 6")
+    demo.default_config_files = [str(configs()["demo"])]
+    _add_run_config(demo)
     demo.add_argument("--minutes", type=float, default=6.0, help="training time")
     demo.add_argument("--out", type=str, default=_DEMO, help="folder for corpus, run and model; what is there is reused")
     demo.add_argument("--seed", type=int, default=1, help="of training and of what is shown")
@@ -123,14 +132,12 @@ def build_parser(chitchat: bool = False) -> ArgumentParser:
         "Train a model on a prepared corpus.",
         "vrae train --config chitchat-vrae --data corpus --out run --train.max_minutes 60",
     )
-    train.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(configs())}")
+    _add_run_config(train)
     train.add_argument("--data", type=str, required=True, help="a prepared corpus")
     train.add_argument("--out", type=str, required=True, help="the run's folder")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     train.add_argument("--dry_run", action="store_true", help="two steps, a validation and a checkpoint, to see that it works")
     train.add_argument("--quiet", action="store_true", help="no bar and no lines")
-    for field in dataclasses.fields(RunConfig):
-        train.add_class_arguments(type(getattr(RunConfig(), field.name)), field.name)
 
     respond = add(
         "respond",
@@ -175,6 +182,12 @@ def _add_source(parser: ArgumentParser, chitchat: bool) -> None:
         parser.set_defaults({f"cleaning.{key}": value for key, value in dataclasses.asdict(CHITCHAT_CLEANING).items()})
 
 
+def _add_run_config(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(configs())}")
+    for field in dataclasses.fields(RunConfig):
+        parser.add_class_arguments(type(getattr(RunConfig(), field.name)), field.name)
+
+
 def _add_model(parser: ArgumentParser) -> None:
     parser.add_argument("--model", type=str, default="", help="model or run folder, or Hub id; default: what vrae demo made here")
     parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda or cuda:N")
@@ -204,7 +217,9 @@ def _prepare_config(values: Namespace) -> PrepareConfig:
 def _demo(values: Namespace) -> int:
     from vrae.apps.demo import demo
 
-    demo(values.minutes, Path(values.out), values.seed)
+    config = _run_config(values)
+    training = dataclasses.replace(config.train, max_minutes=values.minutes, max_steps=0, seed=values.seed)
+    demo(dataclasses.replace(config, train=training), Path(values.out), values.seed)
     return 0
 
 
@@ -252,11 +267,7 @@ def _train(values: Namespace) -> int:
     from vrae.corpus.prepared import Corpus
     from vrae.training.trainer import train
 
-    groups = {
-        field.name: type(getattr(RunConfig(), field.name))(**values[field.name].as_dict())
-        for field in dataclasses.fields(RunConfig)
-    }
-    config = RunConfig(**groups)
+    config = _run_config(values)
     result = train(
         config, Corpus(values.data), values.out, resume=values.resume, dry_run=values.dry_run, quiet=values.quiet
     )
@@ -265,6 +276,11 @@ def _train(values: Namespace) -> int:
     print(f"latent: {bound.collapse.words}")
     print(f"saved in {result.run}. Next: vrae sample --model {result.run}")
     return 0
+
+
+def _run_config(values: Namespace) -> RunConfig:
+    groups = {field.name: type(getattr(RunConfig(), field.name)) for field in dataclasses.fields(RunConfig)}
+    return RunConfig(**{name: group(**values[name].as_dict()) for name, group in groups.items()})
 
 
 def _respond(values: Namespace) -> int:

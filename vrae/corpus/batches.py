@@ -57,6 +57,10 @@ class Batch(NamedTuple):
         """Target tokens, end marks included."""
         return int(self.target_lengths_B.sum())
 
+    def without_context(self) -> Batch:
+        """The same targets, each with an empty context."""
+        return self._replace(context_lengths_B=torch.zeros_like(self.context_lengths_B))
+
 
 class Window(NamedTuple):
     """One example as ids without bos and eos: context turns, oldest first, and a target."""

@@ -235,8 +235,8 @@ def _unquoted(field: str) -> str:
 
 def read_parquet(path: Path) -> Iterator[Row]:
     """Records of a .parquet, some hundred at a time."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     remedy = "is it a whole Parquet file?"
     with open_file(path) as file:

@@ -281,7 +281,7 @@ class HubSource(RowSource):
             yield _Part(f"{config.source}:{name} row ", f"{config.source}/{name}", split, config, self._rows(rows))
 
     def _open(self) -> Any:
-        import datasets  # type: ignore[import-untyped]
+        import datasets
 
         config = self.config
         try:
@@ -328,7 +328,7 @@ def _hub_error(source: str, error: Exception) -> DataError:
     text = " ".join(lines[:2])[:300]
     if "scripts are no longer supported" in text:
         return DataError(f"{source}: needs a loading script, which is never run; try --revision refs/convert/parquet")
-    if "gated" in text:
+    if "gated dataset" in text:
         remedy = "accept its terms on the Hub, then log in with `hf auth login`"
         return DataError(f"{source}: a gated data set, open only to those who accepted its terms; {remedy}")
     if text.startswith("Revision"):
@@ -341,7 +341,7 @@ def _hub_error(source: str, error: Exception) -> DataError:
         return DataError(f"{source}: no such file, and the Hub cannot be reached ({text}); {remedy}")
     if "onfig" in text and "vailable" in text:
         return DataError(f"{source}: {text}; choose one with --name")
-    if "split" in text:
+    if "Bad split" in text:
         return DataError(f"{source}: {text}; choose one with --split")
     return DataError(f"{source}: cannot be read as a data set of text: {type(error).__name__} ({text or 'no message'})")
 

@@ -18,6 +18,7 @@ from vrae.corpus.tokenizer import BOS, EOS, PAD, UNK
 from vrae.model.decoder import Decoder, DecoderState
 
 _NEVER_TEXT = [PAD, UNK, BOS]
+_COLDEST = 1e-6  # a temperature below it would divide by zero in single precision
 
 
 class Decoded(NamedTuple):
@@ -46,7 +47,6 @@ def decode(decoder: Decoder, state: DecoderState, noise_BT: Tensor, config: Deco
     ids = decoder.first_tokens(B)
     for t in range(config.max_tokens):
         logits_BV, state = decoder.step(ids, state)
-        logits_BV = logits_BV.float()
         ids = choose(logits_BV, noise_BT[rows, t], config)
         chosen_B1 = logits_BV.log_softmax(-1).gather(1, ids[:, None])
         log_prob_B.index_add_(0, rows, chosen_B1[:, 0].double())
@@ -73,8 +73,8 @@ def choose(logits_BV: Tensor, noise_B: Tensor, config: DecodingConfig) -> Tensor
     if config.temperature == 0:
         return logits_BV.argmax(-1)
     count = min(config.top_k or logits_BV.shape[1], logits_BV.shape[1])
-    top_BV, ids_BV = (logits_BV / config.temperature).topk(count, sorted=True)
-    prob_BV = top_BV.softmax(-1)
+    top_BV, ids_BV = logits_BV.topk(count, sorted=True)
+    prob_BV = ((top_BV - top_BV[:, :1]) / max(config.temperature, _COLDEST)).softmax(-1)
     before_BV = prob_BV.cumsum(-1) - prob_BV
     prob_BV = prob_BV.masked_fill(before_BV >= config.top_p, 0.0)
     prob_BV[:, 0].clamp_(min=torch.finfo(prob_BV.dtype).tiny)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 def lerp(a_Z: Tensor, b_Z: Tensor, t_S: Tensor) -> Tensor:
     """[S, Z], the straight line (1 - t) a + t b."""
-    return a_Z + t_S[:, None] * (b_Z - a_Z)
+    return (1 - t_S[:, None]) * a_Z + t_S[:, None] * b_Z
 
 
 def slerp(a_Z: Tensor, b_Z: Tensor, t_S: Tensor) -> Tensor:
@@ -20,7 +20,9 @@ def slerp(a_Z: Tensor, b_Z: Tensor, t_S: Tensor) -> Tensor:
     Points between keep a norm typical of the prior, which those of a straight line do not (White 2016). Parallel vectors,
     for which the circle is not defined, get the straight line.
     """
-    angle = torch.arccos((torch.dot(a_Z, b_Z) / (a_Z.norm() * b_Z.norm())).clamp(-1, 1))
+    a_unit_Z, b_unit_Z = a_Z / a_Z.norm(), b_Z / b_Z.norm()
+    # unlike arccos of the dot product, exact near 0 and pi too
+    angle = 2 * torch.atan2((a_unit_Z - b_unit_Z).norm(), (a_unit_Z + b_unit_Z).norm())
     sine = torch.sin(angle)
     if not torch.isfinite(angle) or sine < 1e-4:
         return lerp(a_Z, b_Z, t_S)

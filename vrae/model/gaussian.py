@@ -35,7 +35,7 @@ class Gaussian(NamedTuple):
         """KL(self || other) in nats, [B, Z]; the sum over Z is the rate (Kingma & Welling 2014, appendix B)."""
         log_ratio_BZ = self.log_var_BZ - other.log_var_BZ
         square_BZ = (self.mean_BZ - other.mean_BZ).square() / other.log_var_BZ.exp()
-        return 0.5 * (log_ratio_BZ.exp() + square_BZ - 1 - log_ratio_BZ)
+        return 0.5 * (square_BZ + log_ratio_BZ.expm1() - log_ratio_BZ)
 
     def repeat(self, times: int) -> Gaussian:
         """Each example `times` times in a row: [B * times, Z]."""

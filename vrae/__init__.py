@@ -13,11 +13,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vrae.generation.pipeline import load as load
     from vrae.corpus.prepared import Corpus as Corpus
     from vrae.corpus.sources import Dialogue as Dialogue
     from vrae.corpus.sources import read_dialogues as read_dialogues
     from vrae.generation.pipeline import Pipeline as Pipeline
+    from vrae.generation.pipeline import load as load
     from vrae.model.vrae import VRAE as VRAE
 
 __version__ = "0.1.0"
@@ -29,7 +29,7 @@ _HOME = {
     "load": "vrae.generation.pipeline",
     "read_dialogues": "vrae.corpus.sources",
 }
-__all__ = ["Corpus", "Dialogue", "Pipeline", "VRAE", "__version__", "load", "read_dialogues"]
+__all__ = ["VRAE", "Corpus", "Dialogue", "Pipeline", "__version__", "load", "read_dialogues"]
 
 
 def __getattr__(name: str) -> Any:

@@ -275,10 +275,14 @@ class TrainConfig:
         ):  # fmt: skip
             _require(getattr(self, name) >= 0, f"train.{name} must be 0 or more. Got {getattr(self, name)}")
         _require(
-            self.max_steps > 0 or self.max_minutes > 0, "train.max_steps and train.max_minutes are both 0: give one of them"
+            self.max_steps > 0 or self.max_minutes > 0,
+            "train.max_steps and train.max_minutes are both 0: give one of them",
         )
         _require(self.learning_rate > 0, f"train.learning_rate must be above 0. Got {self.learning_rate}")
-        _require(0 <= self.final_learning_rate <= 1, f"train.final_learning_rate must be in [0, 1]. Got {self.final_learning_rate}")
+        _require(
+            0 <= self.final_learning_rate <= 1,
+            f"train.final_learning_rate must be in [0, 1]. Got {self.final_learning_rate}",
+        )
         _require(0 <= self.seed < 2**31, f"train.seed must be in [0, 2**31). Got {self.seed}")
 
 
@@ -315,7 +319,7 @@ class DecodingConfig:
         _require(1 <= self.max_tokens <= 128, f"max_tokens must be in [1, 128]. Got {self.max_tokens}")
 
 
-GREEDY = DecodingConfig(temperature=0.0)
+GREEDY = DecodingConfig(temperature=0.0, max_tokens=128)
 
 
 def from_dict(cls: type[Any], values: object, where: str) -> Any:

@@ -112,7 +112,7 @@ class TestDistribution:
     def test_pad_unk_and_bos_are_never_drawn_however_probable(self, config: DecodingConfig) -> None:
         model = decoder(pad=30.0, unk=30.0, bos=30.0)
         state = started(model, 200)
-        for row, text in enumerate(decode(model, state, uniform(200, 48), config)):
+        for row, text in enumerate(decode(model, state, uniform(200, config.max_tokens), config)):
             assert min(text.ids, default=EOS) >= EOS
             # The log-probability is the model's own, so what may not be drawn still weighs on it.
             assert text.log_prob < -20 * (len(text.ids) + text.finished)
@@ -124,7 +124,7 @@ class TestDistribution:
 class TestGreedy:
     def test_takes_the_most_probable_piece_at_every_step(self) -> None:
         model, row = decoder(), torch.tensor([3])
-        text = decode(model, started(model, 5).select(row), uniform(1, 48), GREEDY)[0]
+        text = decode(model, started(model, 5).select(row), uniform(1, GREEDY.max_tokens), GREEDY)[0]
         state, previous = started(model, 5).select(row), BOS
         for token in [*text.ids, EOS][: GREEDY.max_tokens]:
             with torch.inference_mode():
@@ -134,9 +134,8 @@ class TestGreedy:
         assert len(text.ids) > 2
 
     def test_does_not_read_the_noise(self) -> None:
-        model = decoder()
-        silent, noisy = (decode(model, started(model, 20), noise, GREEDY) for noise in (uniform(20, 48), uniform(20, 48) * torch.nan))
-        assert silent == noisy
+        model, noise = decoder(), uniform(20, GREEDY.max_tokens)
+        assert decode(model, started(model, 20), noise, GREEDY) == decode(model, started(model, 20), noise * torch.nan, GREEDY)
 
     @pytest.mark.parametrize(
         "config",
@@ -149,9 +148,9 @@ class TestGreedy:
     )
     def test_is_the_limit_of_narrow_sampling(self, config: DecodingConfig) -> None:
         model = decoder()
-        assert decode(model, started(model, 50), uniform(50, 48), config) == decode(
-            model, started(model, 50), uniform(50, 48, seed=1), GREEDY
-        )
+        greedy = DecodingConfig(temperature=0.0, max_tokens=config.max_tokens)
+        narrow, noise = decode(model, started(model, 50), uniform(50, 48), config), uniform(50, 48, seed=1)
+        assert narrow == decode(model, started(model, 50), noise, greedy)
 
 
 @pytest.mark.parametrize("config", [GREEDY, DecodingConfig(), DecodingConfig(1.3, top_k=5, top_p=1.0)], ids=str)
@@ -169,7 +168,7 @@ class TestLogProb:
 
     def test_and_text_do_not_depend_on_the_other_rows_or_their_end(self, config: DecodingConfig) -> None:
         model = decoder(eos=2.0)
-        state, noise = started(model, 24), uniform(24, 48)
+        state, noise = started(model, 24), uniform(24, config.max_tokens)
         together = decode(model, state, noise, config)
         assert len({len(text.ids) for text in together}) > 3
         order = torch.randperm(24, generator=torch.Generator().manual_seed(0))

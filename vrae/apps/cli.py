@@ -1,6 +1,6 @@
-"""The command line: parsing, and one short function a command over `Pipeline`, `prepare`, `train` and `measure`.
+"""The command line: one short function a command over `Pipeline`, `prepare`, `train` and `measure`.
 
-Only this file and `vrae.config` are imported before a command runs: `vrae --help` must not wait for torch.
+Only this file, the parser and `vrae.config` are imported before a command runs: `vrae --help` must not wait for torch.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import Namespace
 
 from vrae import __version__
+from vrae.apps.parser import build_parser, config_path, configs
 from vrae.config import (
-    CHITCHAT_CLEANING,
     BatchConfig,
     CleaningConfig,
     DecodingConfig,
@@ -29,8 +29,6 @@ from vrae.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from vrae.generation.pipeline import Pipeline
-
-_DEMO = "vrae-demo"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,152 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-class _Formatter(DefaultHelpFormatter):
-    """Keeps the line breaks of a description, for its example."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(indent + line for line in text.splitlines())
-
-
 def _spelled(arguments: Sequence[str]) -> list[str]:
     """`--dry-run` is `--dry_run`; `--config NAME` may name a configuration that comes with the package."""
-    spelled = []
+    spelled: list[str] = []
     for argument in arguments:
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
             argument = name[:2] + name[2:].replace("-", "_") + equals + value
             if name == "--config" and equals:
-                argument = f"--config={_config_path(value)}"
+                argument = f"--config={config_path(value)}"
         elif spelled and spelled[-1] == "--config":
-            argument = _config_path(argument)
+            argument = config_path(argument)
         spelled.append(argument)
     return spelled
-
-
-def configs() -> dict[str, Path]:
-    """The configurations that come with the package, by name."""
-    here = Path(__file__).resolve().parents[1]
-    folder = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def _config_path(name: str) -> str:
-    if Path(name).exists():
-        return name
-    known = configs()
-    stem = Path(name).stem
-    if stem in known:
-        return str(known[stem])
-    raise UserError(f"--config {name}: no such file, and none that comes with vrae ({', '.join(known)})")
-
-
-def build_parser(chitchat: bool = False) -> ArgumentParser:
-    """The parser of all commands. `chitchat`: the cleaning of that corpus is the default of `prepare`."""
-    parser = ArgumentParser(prog="vrae", description="Variational recurrent autoencoders of dialogue text.", version=__version__)
-    commands = parser.add_subcommands(title="commands", metavar="COMMAND", help="")
-
-    def add(name: str, help: str, example: str, into: Any = commands) -> ArgumentParser:
-        command = ArgumentParser(description=f"{help}\n\nexample:\n  {example}", formatter_class=_Formatter)
-        into.add_subcommand(name, command, help=help)
-        return command
-
-    demo = add("demo", "Prepare the embedded corpus, train on it, show what the model does.", "vrae demo --minutes 6")
-    demo.default_config_files = [str(configs()["demo"])]
-    _add_run_config(demo)
-    demo.add_argument("--minutes", type=float, default=6.0, help="training time")
-    demo.add_argument("--out", type=str, default=_DEMO, help="folder for corpus, run and model; what is there is reused")
-    demo.add_argument("--seed", type=int, default=1, help="of training and of what is shown")
-
-    prepare = add("prepare", "Turn dialogues into a prepared corpus.", "vrae prepare chitchat --out corpus --vocab_size 6000")
-    _add_source(prepare, chitchat)
-    prepare.add_argument("--out", type=str, required=True, help="folder to write")
-    for name in ("vocab_size", "tokenizer", "tokenizer_turns", "validation_percent", "test_percent", "num_proc"):
-        default = getattr(PrepareConfig(), name)
-        prepare.add_argument(f"--{name}", type=type(default), default=default, help=_help(PrepareConfig, name))
-    prepare.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
-    prepare.add_argument("--quiet", action="store_true", help="no progress bars")
-
-    data = ArgumentParser(description="Look at a source of dialogues.")
-    commands.add_subcommand("data", data, help="Inspect a source (data check SOURCE).")
-    kinds = data.add_subcommands(metavar="WHAT")
-    check = add("check", "Read a source and report what would be kept, without writing.", "vrae data check chats.jsonl", kinds)
-    _add_source(check, chitchat)
-    check.add_argument("--json", action="store_true", help="print one JSON object")
-
-    train = add(
-        "train",
-        "Train a model on a prepared corpus.",
-        "vrae train --config chitchat-vrae --data corpus --out run --train.max_minutes 60",
-    )
-    _add_run_config(train)
-    train.add_argument("--data", type=str, required=True, help="a prepared corpus")
-    train.add_argument("--out", type=str, required=True, help="the run's folder")
-    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
-    train.add_argument("--dry_run", action="store_true", help="two steps, a validation and a checkpoint, to see that it works")
-    train.add_argument("--quiet", action="store_true", help="no bar and no lines")
-
-    respond = add(
-        "respond",
-        "Several replies to a dialogue: its turns, oldest first.",
-        'vrae respond "Hi!" "Hello, how was your weekend?" -n 5',
-    )
-    respond.add_argument("turns", nargs="*", type=str, help="the dialogue; none or -: JSON lines from stdin")
-    _add_generation(respond, "replies to each dialogue")
-    sample = add("sample", "Turns drawn from the prior.", "vrae sample -n 5 --seed 1")
-    _add_generation(sample, "turns")
-    reconstruct = add("reconstruct", "Encode a turn and decode it again.", 'vrae reconstruct "how are you today?"')
-    reconstruct.add_argument("texts", nargs="*", type=str, help="turns; none or -: JSON lines from stdin")
-    _add_model(reconstruct)
-    interpolate = add(
-        "interpolate", "The path between two turns in the latent space.", 'vrae interpolate "i am going home" "what?" --steps 7'
-    )
-    interpolate.add_argument("texts", nargs="*", type=str, help="two turns; none or -: JSON lines [a, b] from stdin")
-    interpolate.add_argument("--steps", type=int, default=7, help="points on the path, both ends included")
-    interpolate.add_argument("--method", type=str, default="slerp", help="slerp (great circle) or lerp (straight line)")
-    _add_model(interpolate)
-
-    evaluate = add("evaluate", "The bound on held-out turns.", "vrae evaluate --model run --data corpus --split test --k 100")
-    _add_model(evaluate)
-    evaluate.add_argument("--data", type=str, required=True, help="a prepared corpus")
-    evaluate.add_argument("--split", type=str, default="validation", help="train, validation or test")
-    evaluate.add_argument("--k", type=int, default=0, help="samples of the importance-weighted bound; 0: without")
-    evaluate.add_argument("--max_turns", type=int, default=0, help="evaluate on an even sample of so many turns; 0: all")
-    evaluate.add_argument("--max_turn_tokens", type=int, default=0, help="longest turn; 0: as in training")
-    evaluate.add_argument("--seed", type=int, default=0, help="of the posterior samples")
-
-    info = add("info", "Versions, devices and, with --model, what a model is.", "vrae info --json")
-    info.add_argument("--model", type=str, default="", help="a model to describe")
-    info.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser
-
-
-def _add_source(parser: ArgumentParser, chitchat: bool) -> None:
-    parser.add_argument("source", type=str, help=_help(SourceConfig, "source"))
-    parser.add_class_arguments(SourceConfig, skip={"source"})
-    parser.add_class_arguments(CleaningConfig, "cleaning")
-    if chitchat:
-        parser.set_defaults({f"cleaning.{key}": value for key, value in dataclasses.asdict(CHITCHAT_CLEANING).items()})
-
-
-def _add_run_config(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(configs())}")
-    for field in dataclasses.fields(RunConfig):
-        parser.add_class_arguments(type(getattr(RunConfig(), field.name)), field.name)
-
-
-def _add_model(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", type=str, default="", help="model or run folder, or Hub id; default: what vrae demo made here")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-
-
-def _add_generation(parser: ArgumentParser, what: str) -> None:
-    parser.add_argument("-n", "--n", type=int, default=5, help=f"how many {what}")
-    parser.add_argument("--seed", type=int, default=None, help="the same seed, the same text")
-    for field in dataclasses.fields(DecodingConfig):
-        default = getattr(DecodingConfig(), field.name)
-        parser.add_argument(f"--{field.name}", type=type(default), default=default, help=_help(DecodingConfig, field.name))
-    _add_model(parser)
 
 
 def _prepare_config(values: Namespace) -> PrepareConfig:
@@ -268,11 +133,11 @@ def _train(values: Namespace) -> int:
     from vrae.training.trainer import train
 
     config = _run_config(values)
-    result = train(
-        config, Corpus(values.data), values.out, resume=values.resume, dry_run=values.dry_run, quiet=values.quiet
-    )
+    result = train(config, Corpus(values.data), values.out, resume=values.resume, dry_run=values.dry_run, quiet=values.quiet)
     bound = result.validation
-    print(f"ended at {result.reason}. Validation: {-bound.elbo:.2f} nats/turn = {bound.distortion:.2f} + {bound.rate:.2f} (rate)")
+    print(
+        f"ended at {result.reason}. Validation: {-bound.elbo:.2f} nats/turn = {bound.distortion:.2f} + {bound.rate:.2f} (rate)"
+    )
     print(f"latent: {bound.collapse.words}")
     print(f"saved in {result.run}. Next: vrae sample --model {result.run}")
     return 0
@@ -330,7 +195,7 @@ def _interpolate(values: Namespace) -> int:
         pair = _field(pair, "texts")
         if not isinstance(pair, list) or len(pair) != 2:
             raise UserError(f"interpolate takes two turns. Got {len(pair) if isinstance(pair, list) else pair!r}")
-        steps = pipeline.interpolate(*pair, steps=values.steps, method=values.method)
+        steps = pipeline.interpolate(pair[0], pair[1], values.steps, method=values.method)
         return {"steps": [dataclasses.asdict(step) for step in steps]}
 
     def show(result: dict[str, Any]) -> str:
@@ -350,11 +215,18 @@ def _evaluate(values: Namespace) -> int:
     trained = pipeline.info.get("run", {}).get("batches", {})
     limit = values.max_turn_tokens or trained.get("max_turn_tokens", BatchConfig().max_turn_tokens)
     if corpus.tokenizer.sha256 != pipeline.tokenizer.sha256:
-        raise UserError(f"--data {values.data}: its tokenizer is not the model's. Prepare it with --tokenizer MODEL/tokenizer.model")
+        raise UserError(
+            f"--data {values.data}: its tokenizer is not the model's. Prepare it with --tokenizer MODEL/tokenizer.model"
+        )
     config = BatchConfig(tokens=max(4096, 16 * (limit + 1)), max_turn_tokens=limit)
     windows = Windows(corpus[values.split], config, pipeline.model.config.context_turns)
     bound = measure(pipeline.model, (batch for _, batch in windows.in_order(values.max_turns)), k=values.k, seed=values.seed)
-    report = {"split": values.split, "max_turn_tokens": limit, **dataclasses.asdict(bound), "collapse": bound.collapse.state}
+    report = {
+        "split": values.split,
+        "max_turn_tokens": limit,
+        **dataclasses.asdict(bound),
+        "collapse": bound.collapse.state,
+    }
     if values.json:
         _print_json(report)
         return 0
@@ -371,7 +243,16 @@ def _info(values: Namespace) -> int:
 
     import torch
 
-    packages = ("torch", "numpy", "sentencepiece", "datasets", "safetensors", "jsonargparse", "tqdm", "chitchat-dataset")
+    packages = (
+        "torch",
+        "numpy",
+        "sentencepiece",
+        "datasets",
+        "safetensors",
+        "jsonargparse",
+        "tqdm",
+        "chitchat-dataset",
+    )
     versions = {}
     for package in packages:
         try:
@@ -422,7 +303,10 @@ def _field(value: Any, *names: str) -> Any:
 
 
 def _run(
-    given: Iterable[Any] | None, job: Callable[[Any], dict[str, Any]], show: Callable[[dict[str, Any]], str], as_json: bool
+    given: Iterable[Any] | None,
+    job: Callable[[Any], dict[str, Any]],
+    show: Callable[[dict[str, Any]], str],
+    as_json: bool,
 ) -> int:
     """Does `job` for what was given, or for every JSON line of stdin. A bad line gives an error object, and 1 at the end."""
     if given is not None:
@@ -454,18 +338,6 @@ def _lines() -> Iterator[tuple[int, str]]:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False), flush=True)
-
-
-def _help(cls: type, name: str) -> str:
-    """What the class's docstring says of a setting."""
-    lines = (cls.__doc__ or "").splitlines()
-    start = next(i for i, line in enumerate(lines) if line.strip().startswith(f"{name}: "))
-    text = [lines[start].strip()[len(name) + 2 :]]
-    for line in lines[start + 1 :]:
-        if not line.startswith(" " * 12):
-            break
-        text.append(line.strip())
-    return " ".join(text).replace("%", "%%")
 
 
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {

@@ -93,4 +93,3 @@ def demo(config: RunConfig, out: Path, seed: int) -> None:
         f'    vrae interpolate "see you tomorrow" "i love this song" --model {out / "model"}\n'
         f"    vrae demo --minutes 60 --out better"
     )
-

@@ -73,9 +73,7 @@ class Window(NamedTuple):
 def collate(windows: list[Window], context_turns: int) -> Batch:
     """A batch of free-standing windows (no turn is shared). Used where text comes from a user and not from a corpus."""
     turns = [
-        turn
-        for window in windows
-        for turn in (window.target, *window.context[max(len(window.context) - context_turns, 0) :])
+        turn for window in windows for turn in (window.target, *window.context[max(len(window.context) - context_turns, 0) :])
     ]
     sizes = np.array([1 + min(len(window.context), context_turns) for window in windows])
     target_B = np.concatenate([[0], np.cumsum(sizes)[:-1]])

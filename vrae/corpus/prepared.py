@@ -37,7 +37,12 @@ from vrae.corpus.tokenizer import Tokenizer, train_tokenizer
 from vrae.errors import DataError, UserError
 
 FORMAT = 1
-_ARRAYS = {"tokens": np.dtype("<u2"), "turns": np.dtype("<i8"), "dialogues": np.dtype("<i8"), "speakers": np.dtype("u1")}
+_ARRAYS: dict[str, np.dtype[Any]] = {
+    "tokens": np.dtype("<u2"),
+    "turns": np.dtype("<i8"),
+    "dialogues": np.dtype("<i8"),
+    "speakers": np.dtype("u1"),
+}
 _CHUNK_DIALOGUES = 256
 
 Spooled = tuple[list[str], list[int]]
@@ -138,7 +143,8 @@ def inspect(config: PrepareConfig, *, quiet: bool = False) -> dict[str, Any]:
     source = open_source(config.source)
     cleaner = Cleaner(config.cleaning)
     turns = words = kept = 0
-    longest, examples = 0, []
+    longest = 0
+    examples: list[dict[str, Any]] = []
     for dialogue in tqdm(source, desc="reading", unit=" dialogues", disable=True if quiet else None):
         cleaned = cleaner(dialogue)
         if cleaned is None:
@@ -182,9 +188,7 @@ def _write(config: PrepareConfig, source: Source, work: Path, quiet: bool) -> di
                 chunks = encoders.map(_chunks(lines, _CHUNK_DIALOGUES))
                 counts[split] = _write_split(work, split, tqdm(chunks, f"encoding {split}", disable=True if quiet else None))
             spool.unlink()
-    files = {
-        file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(work.iterdir())
-    }
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(work.iterdir())}
     settings = dataclasses.asdict(config)
     del settings["num_proc"], settings["source"]["source"]
     return {

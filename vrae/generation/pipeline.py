@@ -117,12 +117,11 @@ class Pipeline:
             UserError: no turn, too many, too long, or n out of range.
             ModelError: the model reads no context (context_turns 0).
         """
-        turns = [context] if isinstance(context, str) else context
-        return self.respond_many([turns], n, seed=seed, decoding=decoding)[0]
+        return self.respond_many([context], n, seed=seed, decoding=decoding)[0]
 
     def respond_many(
         self,
-        contexts: Sequence[Sequence[str]],
+        contexts: Sequence[str | Sequence[str]],
         n: int = 5,
         *,
         seed: int | None = None,
@@ -133,10 +132,11 @@ class Pipeline:
         if not self.model.config.context_turns:
             raise ModelError("this model reads no context (model.context_turns is 0): use sample, reconstruct, interpolate")
         _in_range("n", n, 1, MAX_REPLIES)
-        for context in contexts:
-            _in_range("number of turns", len(context), 1, MAX_TURNS)
         seed = _seed(seed)
-        batch = self._batch([self._window("", context) for context in contexts])
+        windows = [self._window("", _turns(context)) for context in contexts]
+        if not windows:
+            return []
+        batch = self._batch(windows)
         with torch.inference_mode():
             prior, context_BC = self.model.condition(batch)
         found: list[dict[str, Reply]] = [{} for _ in contexts]
@@ -155,9 +155,7 @@ class Pipeline:
                     replies.setdefault(_normal(reply.text), reply)
         return [sorted(replies.values(), key=lambda reply: -reply.score) for replies in found]
 
-    def sample(
-        self, n: int = 5, *, seed: int | None = None, decoding: DecodingConfig | None = None
-    ) -> Iterator[Sample]:
+    def sample(self, n: int = 5, *, seed: int | None = None, decoding: DecodingConfig | None = None) -> Iterator[Sample]:
         """`n` turns from the prior (without context). Raises UserError when n is out of range."""
         decoding = decoding or DecodingConfig()
         _in_range("n", n, 1, MAX_SAMPLES)
@@ -189,16 +187,14 @@ class Pipeline:
                 mean_BZ, context_BC = inferred.posterior.mean_BZ, inferred.context_BC
                 rates = inferred.posterior.kl(inferred.prior).sum(-1).tolist()
                 log_probs = self.model.log_prob(batch, mean_BZ, context_BC).tolist()
-            decoded = self._decode(mean_BZ, context_BC, None, self._greedy(windows[start : start + _ROWS]))
+            decoded = self._decode(mean_BZ, context_BC, None, GREEDY)
             for i, text in enumerate(decoded):
                 exact = text.finished and text.ids == windows[start + i].target.tolist()
                 written = self.tokenizer.decode(text.ids)
                 results.append(Reconstruction(texts[start + i], written, exact, rates[i], -log_probs[i]))
         return results
 
-    def interpolate(
-        self, a: str, b: str, steps: int = 7, *, method: Literal["slerp", "lerp"] = "slerp"
-    ) -> list[Step]:
+    def interpolate(self, a: str, b: str, steps: int = 7, *, method: Literal["slerp", "lerp"] = "slerp") -> list[Step]:
         """`steps` texts on the path from `a` to `b`, both included as the model reconstructs them, decoded greedily.
 
         Raises:
@@ -211,10 +207,9 @@ class Pipeline:
         mean_BZ, _ = self._encode([a, b])
         t_S = torch.linspace(0, 1, steps, device=mean_BZ.device)
         path_SZ = (slerp if method == "slerp" else lerp)(mean_BZ[0], mean_BZ[1], t_S)
-        windows = [self._window(text, ()) for text in (a, b)]
         with torch.inference_mode():
-            context_1C = self.model.condition(self._batch(windows[:1]))[1]
-        decoded = self._decode(path_SZ, context_1C.expand(steps, -1), None, self._greedy(windows))
+            context_1C = self.model.condition(self._batch([self._window("", ())]))[1]
+        decoded = self._decode(path_SZ, context_1C.expand(steps, -1), None, GREEDY)
         return [Step(t, self.tokenizer.decode(text.ids)) for t, text in zip(t_S.tolist(), decoded, strict=True)]
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -234,6 +229,8 @@ class Pipeline:
     def _latent(self, texts: Sequence[str]) -> Sequence[str]:
         if not self.model.config.latent_size:
             raise ModelError("this model has no latent (model.latent_size is 0): it can respond and sample")
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise UserError(f"texts must be a list of strings. Got {type(texts).__name__}")
         if not texts:
             raise UserError("no text given")
         return texts
@@ -248,10 +245,6 @@ class Pipeline:
                 state = self.model.decoder.start(z_BZ[rows], context_BC[rows])
                 texts += decode(self.model.decoder, state, noise_BT[rows], config)
         return texts
-
-    def _greedy(self, windows: Sequence[Window]) -> DecodingConfig:
-        longest = max(len(window.target) for window in windows)
-        return DecodingConfig(temperature=0.0, max_tokens=min(max(GREEDY.max_tokens, longest + 8), 128))
 
     def _noise(self, seed: list[int], rows: int, copies: int, tokens: int) -> tuple[Tensor, Tensor]:
         """Normal [rows * copies, Z] and uniform [rows * copies, T] noise; every copy the same."""
@@ -334,6 +327,15 @@ def _normal(text: str) -> str:
     return "".join(character for character in text.casefold() if character.isalnum()) or text
 
 
+def _turns(context: object) -> Sequence[str]:
+    """The turns of a context; a string is a context of one turn."""
+    turns = [context] if isinstance(context, str) else context
+    if not isinstance(turns, Sequence):
+        raise UserError(f"a context must be a list of turns. Got {type(turns).__name__}")
+    _in_range("number of turns", len(turns), 1, MAX_TURNS)
+    return turns
+
+
 def _in_range(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise UserError(f"{name} must be a whole number from {low} to {high}. Got {value!r:.40}")
@@ -342,6 +344,6 @@ def _in_range(name: str, value: object, low: int, high: int) -> None:
 def _seed(seed: int | None) -> int:
     if seed is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise UserError(f"seed must be a whole number from 0 to 2**63 - 1. Got {seed!r:.40}")
     return seed

@@ -18,7 +18,6 @@ from vrae.config import ModelConfig
 from vrae.corpus.tokenizer import BOS
 from vrae.model.encoder import like, pack
 
-
 _CHUNK = 512  # tokens whose logits are in memory at once; larger blocks leave the cache and are slower
 
 
@@ -96,7 +95,7 @@ class Decoder(nn.Module):
         log_prob_P = torch.cat(
             [
                 -F.cross_entropy(self.logits(states_H), targets_, reduction="none")
-                for states_H, targets_ in zip(states.data.split(_CHUNK), targets.data.split(_CHUNK), strict=True)
+                for states_H, targets_ in zip(torch.split(states.data, _CHUNK), torch.split(targets.data, _CHUNK), strict=True)
             ]
         )
         return log_prob_P.new_zeros(len(inputs_BT)).index_add(0, rows.data, log_prob_P)

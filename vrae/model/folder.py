@@ -70,15 +70,16 @@ def load_weights(model: VRAE, path: Path) -> None:
     except (OSError, safetensors.SafetensorError, ValueError) as error:
         raise ModelError(f"{path}: not a safetensors file, or damaged: {str(error)[:200]}") from None
     parameters = dict(model.named_parameters())
-    for problem, names in (("lacks", parameters.keys() - stored.keys()), ("has unknown", stored.keys() - parameters.keys())):
+    for problem, names in (
+        ("lacks", parameters.keys() - stored.keys()),
+        ("has unknown", stored.keys() - parameters.keys()),
+    ):
         if names:
             raise ModelError(f"{path}: {problem} {', '.join(sorted(names)[:5])}")
     with torch.no_grad():
         for name, parameter in parameters.items():
             if stored[name].shape != parameter.shape:
-                raise ModelError(
-                    f"{path}: {name} must have shape {tuple(parameter.shape)}. Got {tuple(stored[name].shape)}"
-                )
+                raise ModelError(f"{path}: {name} must have shape {tuple(parameter.shape)}. Got {tuple(stored[name].shape)}")
             if not stored[name].is_floating_point() or not torch.isfinite(stored[name]).all():
                 raise ModelError(f"{path}: {name} holds values that are not finite numbers")
             parameter.copy_(stored[name])

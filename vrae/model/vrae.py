@@ -106,18 +106,14 @@ class VRAE(nn.Module):
         """[B, C] context states; width 0 when K = 0."""
         if not self.config.context_turns:
             return turns_NH.new_zeros(len(batch.target_B), 0)
-        context_BC: Tensor = self.context_encoder(
-            turns_NH[batch.context_BK], batch.context_lengths_B, batch.same_speaker_BK
-        )
+        context_BC: Tensor = self.context_encoder(turns_NH[batch.context_BK], batch.context_lengths_B, batch.same_speaker_BK)
         return context_BC
 
     def log_prob(self, batch: Batch, z_BZ: Tensor, context_BC: Tensor) -> Tensor:
         """log p(x | z, c) in nats of each window's target, [B]."""
         T = batch.inputs_BT.shape[1]
         targets_BT = batch.turns_NT[batch.target_B, :T]
-        return self.decoder.log_prob(
-            batch.inputs_BT, targets_BT, batch.target_lengths_B, self.decoder.start(z_BZ, context_BC)
-        )
+        return self.decoder.log_prob(batch.inputs_BT, targets_BT, batch.target_lengths_B, self.decoder.start(z_BZ, context_BC))
 
     @property
     def device(self) -> torch.device:

@@ -28,14 +28,16 @@ class Monitor:
         self.quiet = quiet
         self._metrics = _reopen(run / "metrics.jsonl", step)
         self._samples = _reopen(run / "samples.jsonl", step)
-        self._bar = tqdm(total=max_steps or None, initial=step, unit="step", disable=True if quiet else None, dynamic_ncols=True)
+        self._bar = tqdm(
+            total=max_steps or None, initial=step, unit="step", disable=True if quiet else None, dynamic_ncols=True
+        )
         self._board: Any = None
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise UserError("--train.tensorboard: not installed. Run: pip install 'vrae[tensorboard]'") from None
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
 
     def say(self, line: str) -> None:
         """One line for people."""

@@ -10,7 +10,7 @@ from typing import Any
 from vrae.errors import UserError
 
 
-class Interrupted(UserError):
+class InterruptedRunError(UserError):
     """Training was asked to stop and has saved its state. Exit code 130 (Ctrl-C) or 143 (SIGTERM)."""
 
     def __init__(self, message: str, number: int) -> None:

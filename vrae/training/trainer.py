@@ -32,7 +32,7 @@ from vrae.training.checkpoint import Checkpoints
 from vrae.training.monitor import Monitor
 from vrae.training.objective import loss
 from vrae.training.schedules import RateController, kl_weight, learning_rate
-from vrae.training.signals import Interrupted, StopSignals
+from vrae.training.signals import InterruptedRunError, StopSignals
 
 _JUDGED_STEPS = 50  # after so many, max_steps 0 becomes a number
 _BAD_STEPS = 10  # non-finite steps in a row that end a run
@@ -67,7 +67,13 @@ class Result:
 
 
 def train(
-    config: RunConfig, corpus: Corpus, run: str | Path, *, resume: bool = False, dry_run: bool = False, quiet: bool = False
+    config: RunConfig,
+    corpus: Corpus,
+    run: str | Path,
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    quiet: bool = False,
 ) -> Result:
     """Trains a model on a prepared corpus into the folder `run`.
 
@@ -115,9 +121,7 @@ class _Run:
             restored = self.checkpoints.restore(self.model, self.optimizer)
             self.progress, warnings = Progress(**restored.state), restored.warnings
         self.progress.max_steps = options.max_steps or self.progress.max_steps
-        self.monitor = Monitor(
-            run, self.progress.step, self.progress.max_steps, tensorboard=options.tensorboard, quiet=quiet
-        )
+        self.monitor = Monitor(run, self.progress.step, self.progress.max_steps, tensorboard=options.tensorboard, quiet=quiet)
         for line in warnings:
             self.monitor.say(line)
         self.active = ActiveUnits(config.model.latent_size)
@@ -142,7 +146,9 @@ class _Run:
             while not reason:
                 if signals.number:
                     path = self._save()
-                    raise Interrupted(f"stopped by signal {signals.number}; saved {path}. Go on with --resume", signals.number)
+                    raise InterruptedRunError(
+                        f"stopped by signal {signals.number}; saved {path}. Go on with --resume", signals.number
+                    )
                 bad = 0 if self._step() else bad + 1
                 if bad == _BAD_STEPS:
                     raise DivergenceError(
@@ -175,7 +181,9 @@ class _Run:
         options, progress, objective = self.config.train, self.progress, self.config.objective
         began = time.perf_counter()
         step, Z = progress.step, self.config.model.latent_size
-        controller = RateController(objective.target_rate, objective.beta, progress.kl_weight) if objective.target_rate else None
+        controller = (
+            RateController(objective.target_rate, objective.beta, progress.kl_weight) if objective.target_rate else None
+        )
         weight = controller.weight if controller else kl_weight(step, objective)
         rate_of_step = learning_rate(step, progress.max_steps or 10**9, options)
         for group in self.optimizer.param_groups:

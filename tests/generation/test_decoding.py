@@ -18,7 +18,8 @@ from vrae.generation.decoding import Decoded, choose, decode
 from vrae.model.decoder import Decoder, DecoderState
 
 DRAWS = 20_000
-CHI_SQUARE = {1: 15.14, 2: 18.42, 3: 21.11, 4: 23.51, 5: 25.74, 6: 27.86, 12: 39.13}  # quantiles 0.9999 by degrees of freedom
+# Quantiles 0.9999 of the chi-square distribution, by degrees of freedom.
+CHI_SQUARE = {1: 15.14, 2: 18.42, 3: 21.11, 4: 23.51, 5: 25.74, 6: 27.86, 12: 39.13}
 NEAR_ONE = 1 - 2**-24  # the largest float32 below 1
 
 
@@ -134,8 +135,9 @@ class TestGreedy:
         assert len(text.ids) > 2
 
     def test_does_not_read_the_noise(self) -> None:
-        model, noise = decoder(), uniform(20, GREEDY.max_tokens)
-        assert decode(model, started(model, 20), noise, GREEDY) == decode(model, started(model, 20), noise * torch.nan, GREEDY)
+        model, noise_BT = decoder(), uniform(20, GREEDY.max_tokens)
+        texts = decode(model, started(model, 20), noise_BT, GREEDY)
+        assert texts == decode(model, started(model, 20), noise_BT * torch.nan, GREEDY)
 
     @pytest.mark.parametrize(
         "config",

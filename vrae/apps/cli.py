@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0 done, 1 some inputs failed, 2 usage or configuration, 3 diverged, 130/143
     interrupted."""
-    arguments = _spelled(sys.argv[1:] if argv is None else argv)
     try:
+        arguments = _spelled(sys.argv[1:] if argv is None else argv)
         parser = build_parser(chitchat="chitchat" in arguments)
         parsed = parser.parse_args(arguments)
         values = parsed[parsed.subcommand]

@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser
 
 from vrae import __version__
 from vrae.config import (
@@ -23,13 +23,6 @@ from vrae.config import (
 from vrae.errors import UserError
 
 _DEMO = "vrae-demo"
-
-
-class _Formatter(DefaultHelpFormatter):
-    """Keeps the line breaks of a description, for its example."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(indent + line for line in text.splitlines())
 
 
 def configs() -> dict[str, Path]:
@@ -52,12 +45,15 @@ def config_path(name: str) -> str:
 def build_parser(chitchat: bool = False) -> ArgumentParser:
     """The parser of all commands. `chitchat`: the cleaning of that corpus is the default of `prepare`."""
     parser = ArgumentParser(
-        prog="vrae", description="Variational recurrent autoencoders of dialogue text.", version=__version__
+        prog="vrae",
+        description="Variational recurrent autoencoders of dialogue text.",
+        version=__version__,
     )
     commands = parser.add_subcommands(title="commands", metavar="COMMAND", help="")
+    parser.usage = "vrae COMMAND ..."
 
     def add(name: str, help: str, example: str, into: Any = commands) -> ArgumentParser:
-        command = ArgumentParser(description=f"{help}\n\nexample:\n  {example}", formatter_class=_Formatter)
+        command = ArgumentParser(usage=example, description=help)
         into.add_subcommand(name, command, help=help)
         return command
 
@@ -77,7 +73,7 @@ def build_parser(chitchat: bool = False) -> ArgumentParser:
     prepare.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
     prepare.add_argument("--quiet", action="store_true", help="no progress bars")
 
-    data = ArgumentParser(description="Look at a source of dialogues.")
+    data = ArgumentParser(usage="vrae data check SOURCE", description="Look at a source of dialogues.")
     commands.add_subcommand("data", data, help="Inspect a source (data check SOURCE).")
     kinds = data.add_subcommands(metavar="WHAT")
     check = add("check", "Read a source and report what would be kept, without writing.", "vrae data check chats.jsonl", kinds)

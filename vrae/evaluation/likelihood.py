@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from vrae.corpus.batches import Batch
-from vrae.evaluation.information import ActiveUnits, Verdict, offsets, verdict
+from vrae.evaluation.information import ActiveUnits, Verdict, mutual_information, offsets, verdict
+from vrae.model.gaussian import Gaussian
 from vrae.model.vrae import VRAE, Inferred
 
 
@@ -32,6 +33,7 @@ class Bound:
     k: int
     perplexity: float  # exp(total nats / tokens), of nll_iw where there is one, else of -elbo
     bits_per_token: float  # the same, log 2
+    mutual_information: float  # I_q(x; z)
     rate_per_dimension: list[float]
     active_units: int
     latent_size: int
@@ -48,22 +50,28 @@ def measure(model: VRAE, batches: Iterable[Batch], *, k: int = 0, seed: int = 0)
     model.eval()
     generator = torch.Generator().manual_seed(seed)
     active = ActiveUnits(model.config.latent_size)
+    posteriors: list[Gaussian] = []
     turns = tokens = 0
     distortion = nll = 0.0
     rate_Z = torch.zeros(model.config.latent_size, dtype=torch.float64)
-    for batch in batches:
-        batch = batch.to(model.device)
-        inferred = model.infer(batch)
-        z_BZ = inferred.posterior.sample(_noise(inferred, generator))
-        distortion += float(-model.log_prob(batch, z_BZ, inferred.context_BC).double().sum())
-        rate_Z += inferred.posterior.kl(inferred.prior).double().sum(0).cpu()
-        active.add(offsets(inferred.posterior, inferred.prior))
-        if k:
-            nll -= float(log_prob_iw(model, batch, inferred, k, generator).sum())
-        turns += len(batch.target_B)
-        tokens += batch.tokens
-    model.train(training)
+    try:
+        for batch in batches:
+            batch = batch.to(model.device)
+            inferred = model.infer(batch)
+            z_BZ = inferred.posterior.sample(_noise(inferred, generator))
+            distortion += float(-model.log_prob(batch, z_BZ, inferred.context_BC).double().sum())
+            rate_Z += inferred.posterior.kl(inferred.prior).double().sum(0).cpu()
+            active.add(offsets(inferred.posterior, inferred.prior))
+            posteriors.append(Gaussian(*(value.cpu() for value in inferred.posterior)))
+            if k:
+                nll -= float(log_prob_iw(model, batch, inferred, k, generator).sum())
+            turns += len(batch.target_B)
+            tokens += batch.tokens
+    finally:
+        model.train(training)
     assert turns, "no batch to measure"
+    posterior = Gaussian(*(torch.cat(values) for values in zip(*posteriors, strict=True)))
+    noise_NZ = torch.randn(posterior.mean_BZ.shape, generator=generator)
     rate_Z /= turns
     rate, distortion = float(rate_Z.sum()), distortion / turns
     nats = nll / turns if k else rate + distortion
@@ -77,6 +85,7 @@ def measure(model: VRAE, batches: Iterable[Batch], *, k: int = 0, seed: int = 0)
         k=k,
         perplexity=math.exp(min(nats * turns / tokens, 700.0)),
         bits_per_token=nats * turns / tokens / math.log(2),
+        mutual_information=mutual_information(posterior, noise_NZ),
         rate_per_dimension=rate_Z.tolist(),
         active_units=active.count,
         latent_size=model.config.latent_size,

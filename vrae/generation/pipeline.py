@@ -5,6 +5,7 @@ Limits on what is asked for are enforced here, so that no face can forget one.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -287,7 +288,7 @@ def load(model: str | Path = DEMO_MODEL, device: str = "cpu") -> Pipeline:
         ModelError: there is no such model, or it is damaged.
     """
     path = Path(model)
-    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(model)) and str(model) != DEMO_MODEL:
+    if not os.path.exists(path) and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(model)) and str(model) != DEMO_MODEL:
         path = _download(str(model))
     return Pipeline.load(path, device)
 
@@ -307,17 +308,18 @@ def _download(hub_id: str) -> Path:
 
 def model_folder(path: Path) -> Path:
     """`path` itself where it holds a model, or the best (else last) checkpoint of the run in it. Raises ModelError."""
-    if (path / "config.json").is_file():
+    # os.path answers False for a name that no file system would take, where Path raises
+    if os.path.isfile(path / CONFIG):
         return path
     for pointer in ("best", "last"):
         try:
             name = (path / "checkpoints" / pointer).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
+        except (OSError, ValueError):
             continue
         folder = path / "checkpoints" / Path(name).name
-        if (folder / "config.json").is_file():
+        if os.path.isfile(folder / CONFIG):
             return folder
-    if not path.exists():
+    if not os.path.exists(path):
         raise ModelError(f"--model {path}: no such folder. Train a model first with `vrae demo` or `vrae train`")
     raise ModelError(f"--model {path}: neither a model folder (config.json) nor a run folder (checkpoints/best)")
 

@@ -1,0 +1,218 @@
+"""The command line: what each command prints, the promised JSON keys, exit codes, and one clear message for bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vrae.apps.cli import main
+from vrae.apps.parser import configs
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    *("--model.context_turns=2", "--model.latent_size=6", "--model.embedding_size=12", "--model.hidden_size=16"),
+    *("--model.context_size=16", "--batches.tokens=512", "--batches.segment_turns=4", "--train.max_steps=6"),
+    *("--train.validate_every=3", "--train.checkpoint_every=3", "--train.log_every=2", "--train.validation_turns=20"),
+    *("--train.threads=1", "--quiet"),
+]
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus and a run, made by the commands themselves."""
+    folder = tmp_path_factory.mktemp("cli")
+    source = str(ROOT / "data" / "smalltalk.txt")
+    prepared = ["--out", str(folder / "corpus"), "--vocab_size", "400", "--validation_percent", "20", "--quiet"]
+    assert main(["prepare", source, *prepared]) == 0
+    assert main(["train", "--data", str(folder / "corpus"), "--out", str(folder / "run"), *TINY]) == 0
+    return folder
+
+
+@pytest.fixture
+def model(workspace: Path) -> list[str]:
+    return ["--model", str(workspace / "run")]
+
+
+def lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_prepare_reports_what_it_kept(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", str(ROOT / "data/smalltalk.txt"), "--out", str(workspace / "again"), "--vocab_size=400"]) == 0
+    printed = capsys.readouterr().out
+    assert "12 rows" in printed
+    assert "next: vrae train" in printed
+
+
+def test_data_check_writes_nothing_and_counts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["data", "check", str(ROOT / "data/smalltalk.txt"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["dialogues"], report["turns"]) == (12, 77)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_respond_prints_the_promised_keys(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["respond", "hello", "hi, how are you?", "-n", "3", "--seed", "1", "--json", *model]) == 0
+    (result,) = lines(capsys.readouterr().out)
+    assert result["context"] == ["hello", "hi, how are you?"]
+    replies = result["replies"]
+    assert isinstance(replies, list)
+    assert len(replies) == 3
+    assert all(set(reply) == {"text", "log_prob", "score", "tokens"} for reply in replies)
+
+
+def test_sample_reconstruct_and_interpolate_print_the_promised_keys(
+    model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", "-n", "2", "--json", *model]) == 0
+    assert [set(line) for line in lines(capsys.readouterr().out)] == [{"text", "log_prob"}] * 2
+    assert main(["reconstruct", "hello", "good morning", "--json", *model]) == 0
+    results = lines(capsys.readouterr().out)
+    assert [set(line) for line in results] == [{"text", "reconstruction", "exact", "rate", "distortion"}] * 2
+    assert main(["interpolate", "hello", "good morning", "--steps", "4", "--json", *model]) == 0
+    (path,) = lines(capsys.readouterr().out)
+    steps = path["steps"]
+    assert isinstance(steps, list)
+    assert [set(step) for step in steps] == [{"t", "text"}] * 4
+    assert [steps[0]["t"], steps[-1]["t"]] == [0, 1]
+
+
+def test_evaluate_prints_the_promised_keys_and_an_unweighted_bound(
+    workspace: Path, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "--data", str(workspace / "corpus"), "--k", "3", "--json", *model]) == 0
+    (report,) = lines(capsys.readouterr().out)
+    promised = {
+        "split", "turns", "tokens", "elbo", "rate", "distortion", "nll_iw", "k", "perplexity", "bits_per_token",
+        "mutual_information", "active_units", "latent_size", "collapse",
+    }  # fmt: skip
+    assert promised <= set(report)
+    assert report["elbo"] == pytest.approx(-(report["rate"] + report["distortion"]))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("command", ["respond", "sample", "reconstruct", "interpolate"])
+def test_text_output_is_for_people(command: str, model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    texts = {"respond": ["hi"], "sample": [], "reconstruct": ["hi"], "interpolate": ["hi", "good morning"]}[command]
+    assert main([command, *texts, *model]) == 0
+    printed = capsys.readouterr().out
+    assert printed.strip()
+    assert "{" not in printed
+
+
+def test_info_describes_machine_and_model(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json", *model]) == 0
+    (report,) = lines(capsys.readouterr().out)
+    assert {"vrae", "python", "packages", "devices", "configs", "model"} <= set(report)
+
+
+def test_a_bad_line_of_stdin_is_answered_by_an_error_object_and_exit_code_1(
+    model: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = b'{"context": ["hi"]}\nnot json\n{"other": 1}\n["hello", "you"]\n"just a turn"\n\xff\n{"context": [3]}\n'
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+    assert main(["respond", "-n", "1", "--seed", "1", *model]) == 1
+    results = lines(capsys.readouterr().out)
+    assert ["error" in result for result in results] == [False, True, True, False, False, True, True]
+    assert [result["line"] for result in results if "error" in result] == [2, 3, 6, 7]
+
+
+BAD = {
+    "no such model": (["sample", "--model", "nowhere"], "nowhere: no such folder"),
+    "not a corpus": (["train", "--data", "nowhere", "--out", "x"], "nowhere: not a prepared corpus"),
+    "no such config": (["train", "--config", "nope", "--data", "a", "--out", "b"], "--config nope: no such file"),
+    "no such source": (["data", "check", "nowhere.txt"], "nowhere.txt"),
+    "value out of range": (
+        ["train", "--data", "a", "--out", "b", "--model.latent_size", "-3"],
+        "latent_size must be 0 or more",
+    ),
+    "two lengths missing": (
+        ["train", "--data", "a", "--out", "b", "--train.max_steps", "0"],
+        "max_steps and train.max_minutes",
+    ),
+    "no device": (["sample", "--device", "cuda:7", "--model", "x"], "cuda:7"),
+    "minutes": (["demo", "--minutes", "0", "--out", "x"], "max_minutes are both 0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line_and_exit_code_2(
+    case: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = BAD[case]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.startswith("vrae: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["train", "--data", "a", "--out", "b", "--model.latent_sise", "3"], ["nothing"], []])
+def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_an_unknown_key_of_a_yaml_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.yaml").write_text("model:\n  hiddn_size: 3\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--config", str(tmp_path / "bad.yaml"), "--data", "a", "--out", "b"])
+    assert stop.value.code == 2
+    assert "hiddn_size" in capsys.readouterr().err
+
+
+def test_print_config_gives_a_yaml_that_is_accepted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--config", "demo", "--model.latent_size", "7", "--data", "a", "--out", "b", "--print_config"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert "latent_size: 7" in printed
+    (tmp_path / "again.yaml").write_text(printed)
+    assert main(["train", "--config", str(tmp_path / "again.yaml")]) == 2
+    assert "a: not a prepared corpus" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"], ["respond"], ["data", "check"]])
+def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from vrae.apps.cli import main\n"
+        "try: main(sys.argv[1:] + ['--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert not {'torch', 'datasets', 'numpy', 'sentencepiece'} & set(sys.modules), 'imported too much'"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "usage: vrae" in done.stdout
+
+
+def test_help_is_quick() -> None:
+    """Under half a second; the best of five, for the machine may be busy."""
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "vrae", "--help"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.5
+
+
+def test_a_closed_pipe_ends_quietly(workspace: Path) -> None:
+    command = f"{sys.executable} -m vrae sample -n 300 --model {workspace / 'run'} | head -n 1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 141)
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1
+
+
+def test_configs_are_found_by_name() -> None:
+    assert {"demo", "chitchat-vrae"} <= set(configs())

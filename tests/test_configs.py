@@ -1,0 +1,34 @@
+"""Every YAML in configs/ is a valid run that trains, shortened, on a small corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vrae.apps.cli import main
+from vrae.apps.parser import configs
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("configs") / "corpus"
+    options = ["--vocab_size", "400", "--validation_percent", "20", "--quiet"]
+    assert main(["prepare", str(ROOT / "data" / "smalltalk.txt"), "--out", str(out), *options]) == 0
+    return str(out)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "configs").glob("*.yaml"))])
+def test_it_trains(name: str, corpus: str, tmp_path: Path) -> None:
+    assert name in configs()
+    arguments = ["--config", name, "--data", corpus, "--out", str(tmp_path), "--dry-run", "--quiet", "--train.threads", "1"]
+    assert main(["train", *arguments]) == 0
+    assert (tmp_path / "dry-run" / "checkpoints" / "best").is_file()
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "configs").glob("*.yaml"))])
+def test_its_header_names_the_command_that_runs_it(name: str) -> None:
+    header = [line for line in configs()[name].read_text().splitlines() if line.startswith("#")]
+    assert any(line.startswith("#   vrae ") for line in header)

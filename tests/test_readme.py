@@ -1,0 +1,72 @@
+"""The README's commands and examples run as they stand there (the demo shortened, and without installing)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(mark: str) -> list[str]:
+    """The fenced blocks that follow `<!-- mark -->`."""
+    return re.findall(rf"<!-- {mark} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a newcomer has it after the demo: the repository's data, and `vrae-demo`. The training lasts seconds."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(ROOT / "data", folder / "data")
+    tiny = "--minutes 0.05 --model.hidden_size 32 --model.embedding_size 16 --model.context_size 16 --train.threads 1"
+    done = run(f"vrae demo {tiny}", folder)
+    assert done.returncode == 0, done.stderr
+    assert "[3/3]" in done.stdout
+    return folder
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """One shell line, with `vrae` being the package under test."""
+    command = re.sub(r"(^|\| )vrae ", rf"\1{shlex.quote(sys.executable)} -m vrae ", command)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", [line for block in blocks("run") for line in block.splitlines()])
+def test_command_runs(command: str, workspace: Path) -> None:
+    done = run(command, workspace)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_python_example_runs(workspace: Path) -> None:
+    (example,) = blocks("python")
+    (workspace / "example.py").write_text(example)
+    done = run(f"{shlex.quote(sys.executable)} example.py", workspace)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 12
+
+
+def test_the_two_commands_are_one_line_each_and_install_the_lock() -> None:
+    (demo,), (test,) = blocks("demo"), blocks("test")
+    assert demo.count("\n") == test.count("\n") == 1
+    assert "-r requirements.txt" in demo
+    assert "-r requirements-dev.txt" in test
+
+
+def test_every_link_to_a_file_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_configuration_is_listed() -> None:
+    listed = set(re.findall(r"\(configs/([\w-]+)\.yaml\)", README))
+    assert listed == {path.stem for path in (ROOT / "configs").glob("*.yaml")}

@@ -55,6 +55,17 @@ def test_python_example_runs(workspace: Path) -> None:
     assert len(done.stdout.splitlines()) == 12
 
 
+DOCUMENTED = [path for path in sorted((ROOT / "vrae").rglob("*.py")) if ">>>" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", DOCUMENTED, ids=lambda path: path.stem)
+def test_docstring_examples_run(path: Path, workspace: Path) -> None:
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    code = f"import doctest, {module} as m; result = doctest.testmod(m); assert result.attempted and not result.failed"
+    done = run(f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}", workspace)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_two_commands_are_one_line_each_and_install_the_lock() -> None:
     (demo,), (test,) = blocks("demo"), blocks("test")
     assert demo.count("\n") == test.count("\n") == 1

@@ -1,8 +1,9 @@
 """vrae: variational recurrent autoencoders of dialogue text.
 
-    import vrae
-    model = vrae.load("vrae-demo/model")
-    model.respond(["Hi!", "Hello, how was your weekend?"], n=5)
+    >>> import vrae
+    >>> model = vrae.load("vrae-demo/model")
+    >>> len(model.respond(["Hi!", "Hello, how was your weekend?"], n=5))
+    5
 
 Names are imported when they are first used, so that `import vrae` and `vrae --help` do not wait for torch.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vrae.errors import ConfigError
 
@@ -151,10 +151,16 @@ class ModelConfig:
     speakers: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_turns", "latent_size"):
-            _require(getattr(self, name) >= 0, f"model.{name} must be 0 or more. Got {getattr(self, name)}")
-        for name in ("embedding_size", "hidden_size", "context_size", "encoder_layers", "decoder_layers"):
-            _require(getattr(self, name) >= 1, f"model.{name} must be 1 or more. Got {getattr(self, name)}")
+        # The upper ends keep the config.json of a stranger from asking for all memory there is.
+        ranges = {
+            **dict.fromkeys(("vocab_size", "latent_size"), (0, 65_536)),
+            **dict.fromkeys(("embedding_size", "hidden_size", "context_size"), (1, 65_536)),
+            **dict.fromkeys(("encoder_layers", "decoder_layers"), (1, 32)),
+            "context_turns": (0, 1000),
+        }
+        for name, (least, most) in ranges.items():
+            value = getattr(self, name)
+            _require(least <= value <= most, f"model.{name} must be in [{least}, {most}]. Got {value}")
         _require(0 <= self.dropout < 1, f"model.dropout must be in [0, 1). Got {self.dropout}")
         _require(
             not self.bidirectional or self.hidden_size % 2 == 0,
@@ -323,23 +329,28 @@ GREEDY = DecodingConfig(temperature=0.0, max_tokens=128)
 
 
 def from_dict(cls: type[Any], values: object, where: str) -> Any:
-    """Builds config class `cls` from JSON values. Refuses unknown keys and wrong types, naming them and `where`."""
+    """Builds config class `cls` from JSON values. Refuses unknown keys and wrong values, naming them and `where`."""
     _require(isinstance(values, dict), f"{where}: expected an object for {cls.__name__}. Got {type(values).__name__}")
     assert isinstance(values, dict)
     known = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(known))
     _require(not unknown, f"{where}: unknown settings {', '.join(unknown)}. Known: {', '.join(known)}")
-    default = cls()
+    default, hints = cls(), get_type_hints(cls)
     arguments = {}
     for name, value in values.items():
         standard = getattr(default, name)
         if dataclasses.is_dataclass(standard):
             arguments[name] = from_dict(type(standard), value, f"{where}: {name}")
             continue
-        numeric = isinstance(standard, float) and isinstance(value, int) and not isinstance(value, bool)
+        numeric = isinstance(standard, float) and type(value) is int and abs(value) < 2**53
         _require(
             type(value) is type(standard) or numeric,
             f"{where}: {name} must be {type(standard).__name__}. Got {value!r:.80}",
         )
+        choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else (value,)
+        _require(value in choices, f"{where}: {name} must be one of {', '.join(map(str, choices))}. Got {value!r:.80}")
         arguments[name] = float(value) if numeric else value
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None

@@ -85,9 +85,15 @@ class Pipeline:
     Example:
         >>> import vrae
         >>> model = vrae.load("vrae-demo/model")
-        >>> for reply in model.respond(["Hi!", "Hello, how was your weekend?"], n=5, seed=1):
-        ...     print(reply.text, reply.log_prob)
-        >>> [step.text for step in model.interpolate("i am going home", "what do you want to eat?", steps=7)]
+        >>> replies = model.respond(["Hi!", "Hello, how was your weekend?"], n=5, seed=1)
+        >>> len(replies), replies[0].log_prob >= replies[-1].log_prob
+        (5, True)
+        >>> path = model.interpolate("i am going home", "what do you want to eat?", steps=5)
+        >>> [step.t for step in path]
+        [0.0, 0.25, 0.5, 0.75, 1.0]
+        >>> means, log_vars = model.encode(["i am going home", "see you"])
+        >>> means.shape == log_vars.shape == (2, model.model.config.latent_size)
+        True
     """
 
     def __init__(self, model: VRAE, tokenizer: Tokenizer, info: dict[str, Any]) -> None:

@@ -20,6 +20,8 @@ from vrae.model.vrae import VRAE
 FORMAT = 1
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
 _MAX_CONFIG_BYTES = 2**20
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_ALWAYS_BUILT = 2**24  # parameters of a model that is built before its file is known to have as many
 
 
 class Loaded(NamedTuple):
@@ -56,33 +58,51 @@ def read(folder: str | Path, device: torch.device | str = "cpu") -> Loaded:
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     if len(tokenizer) != config.vocab_size:
         raise ModelError(f"{folder}: the tokenizer has {len(tokenizer)} pieces, the model {config.vocab_size}")
+    stored = _read_tensors(folder / WEIGHTS)
+    found, least = sum(tensor.numel() for tensor in stored.values()), _fewest_parameters(config)
+    if least > max(found, _ALWAYS_BUILT):
+        raise ModelError(f"{folder / WEIGHTS}: holds {found:,} numbers, the model of {CONFIG} has more than {least:,}")
     model = VRAE(config)
-    load_weights(model, folder / WEIGHTS)
+    _fill(model, stored, folder / WEIGHTS)
     return Loaded(model.to(device).eval(), tokenizer, info)
 
 
 def load_weights(model: VRAE, path: Path) -> None:
     """Fills `model` from a safetensors file. Raises ModelError, naming the tensor, when anything does not fit."""
+    _fill(model, _read_tensors(path), path)
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        stored = safetensors.torch.load_file(path)
+        return safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except (OSError, safetensors.SafetensorError, ValueError) as error:
         raise ModelError(f"{path}: not a safetensors file, or damaged: {str(error)[:200]}") from None
+
+
+def _fill(model: VRAE, stored: dict[str, torch.Tensor], path: Path) -> None:
     parameters = dict(model.named_parameters())
-    for problem, names in (
-        ("lacks", parameters.keys() - stored.keys()),
-        ("has unknown", stored.keys() - parameters.keys()),
-    ):
+    for problem, names in (("lacks", parameters.keys() - stored.keys()), ("has unknown", stored.keys() - parameters.keys())):
         if names:
             raise ModelError(f"{path}: {problem} {', '.join(sorted(names)[:5])}")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            if stored[name].shape != parameter.shape:
-                raise ModelError(f"{path}: {name} must have shape {tuple(parameter.shape)}. Got {tuple(stored[name].shape)}")
-            if not stored[name].is_floating_point() or not torch.isfinite(stored[name]).all():
+            value = stored[name]
+            if value.shape != parameter.shape:
+                raise ModelError(f"{path}: {name} must have shape {tuple(parameter.shape)}. Got {tuple(value.shape)}")
+            if value.dtype not in _DTYPES:
+                raise ModelError(f"{path}: {name} must hold floating-point numbers of 16 to 64 bits. Got {value.dtype}")
+            if not torch.isfinite(value).all():
                 raise ModelError(f"{path}: {name} holds values that are not finite numbers")
-            parameter.copy_(stored[name])
+            parameter.copy_(value)
+
+
+def _fewest_parameters(config: ModelConfig) -> int:
+    """Those of the largest matrices, so that no memory is asked for on the word of a config.json alone."""
+    V, E, H, Z, K = config.vocab_size, config.embedding_size, config.hidden_size, config.latent_size, config.context_turns
+    C = config.context_size if K else 0
+    return V * E + 3 * H * (H + E) + 3 * C * (C + H) + (config.decoder_layers * H + E) * (Z + C)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

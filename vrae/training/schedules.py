@@ -56,6 +56,9 @@ class RateController:
     gain: float = 0.01
     lowest: float = 1e-3
 
+    def __post_init__(self) -> None:
+        self.weight = min(self.weight, self.highest)
+
     def update(self, rate: float) -> None:
         """Moves the weight after a step whose batch had this mean rate, in nats per turn."""
         error = min(max((rate - self.target) / self.target, -1.0), 1.0)

@@ -67,9 +67,7 @@ def gru_by_hand(gru: nn.GRU, inputs_TX: Tensor, state_H: Tensor, suffix: str = "
 def make_dialogues(count: int = 60, seed: int = 0) -> list[list[str]]:
     """Dialogues of 1 to 9 turns, of 1 to 14 words each."""
     draw = random.Random(seed)
-    return [
-        [" ".join(draw.choices(WORDS, k=draw.randint(1, 14))) for _ in range(draw.randint(1, 9))] for _ in range(count)
-    ]
+    return [[" ".join(draw.choices(WORDS, k=draw.randint(1, 14))) for _ in range(draw.randint(1, 9))] for _ in range(count)]
 
 
 def write_dialogues(path: Path, dialogues: list[list[str]]) -> Path:

@@ -334,7 +334,7 @@ def from_dict(cls: type[Any], values: object, where: str) -> Any:
     assert isinstance(values, dict)
     known = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(known))
-    _require(not unknown, f"{where}: unknown settings {', '.join(unknown)}. Known: {', '.join(known)}")
+    _require(not unknown, f"{where}: unknown settings {', '.join(unknown):.200}. Known: {', '.join(known)}")
     default, hints = cls(), get_type_hints(cls)
     arguments = {}
     for name, value in values.items():

@@ -27,6 +27,7 @@ def write_file(path: Path, data: bytes) -> None:
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     """Makes folder `path` of `files`, with a manifest of their sizes and sha256, in one step. An older one is replaced."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    older = path.with_name(f".{path.name}.old-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -35,12 +36,19 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
             _write_synced(temporary / name, data)
         _write_synced(temporary / MANIFEST, to_json({"files": manifest}))
         _sync_folder(temporary)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        shutil.rmtree(older, ignore_errors=True)
+        try:
+            if path.exists():
+                os.replace(path, older)
+            os.replace(temporary, path)
+        except BaseException:
+            if older.exists():
+                os.replace(older, path)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _sync_folder(path.parent)
+    shutil.rmtree(older, ignore_errors=True)
 
 
 def check_folder(path: Path) -> str:

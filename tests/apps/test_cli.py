@@ -132,7 +132,7 @@ BAD = {
     "no such source": (["data", "check", "nowhere.txt"], "nowhere.txt"),
     "value out of range": (
         ["train", "--data", "a", "--out", "b", "--model.latent_size", "-3"],
-        "latent_size must be 0 or more",
+        "latent_size must be in [0, 65536]. Got -3",
     ),
     "two lengths missing": (
         ["train", "--data", "a", "--out", "b", "--train.max_steps", "0"],

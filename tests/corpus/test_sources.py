@@ -259,9 +259,7 @@ class TestRows:
         assert turns(path, layout="flat") == [("c",)]
 
     def test_ids_of_no_use_are_passed_over(self, tmp_path: Path) -> None:
-        path = write(
-            tmp_path, "a.jsonl", rows({"id": 1.5, "text": "a"}, {"id": "", "text": "b"}, {"id": 3, "text": "c"})
-        )
+        path = write(tmp_path, "a.jsonl", rows({"id": 1.5, "text": "a"}, {"id": "", "text": "b"}, {"id": 3, "text": "c"}))
         assert [dialogue.id for dialogue in read(path)] == ["a.jsonl:1", "a.jsonl:2", "3"]
 
     @pytest.mark.parametrize("second", [{"text": "b"}, {"x": 1, "text": "b"}])
@@ -407,9 +405,7 @@ class TestSkipping:
 
     def test_nothing_is_left(self, tmp_path: Path) -> None:
         path = write(tmp_path, "a.jsonl", "1\n2\n")
-        with pytest.raises(
-            DataError, match=r"expected at least one row that can be read, got 2 bad ones of 2; .*a.jsonl:1"
-        ):
+        with pytest.raises(DataError, match=r"expected at least one row that can be read, got 2 bad ones of 2; .*a.jsonl:1"):
             read(path, skip_bad_rows=True)
 
     def test_text_block_with_a_bad_line(self, tmp_path: Path) -> None:
@@ -461,9 +457,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 
 
 class TestOpening:
-    @pytest.mark.parametrize(
-        "source", ["no/such.txt", "/no/such/file", "nothing", "a/b/c", "data/talk.json", "", "./x/y"]
-    )
+    @pytest.mark.parametrize("source", ["no/such.txt", "/no/such/file", "nothing", "a/b/c", "data/talk.json", "", "./x/y"])
     def test_no_such_file(self, source: str) -> None:
         with pytest.raises(DataError, match=r"no such file; accepted are `chitchat`, a .txt|expected a file"):
             open_source(SourceConfig(source=source))
@@ -507,9 +501,7 @@ class TestHub:
             calls.update(settings, path=path, name=name)
             if calls["error"]:
                 raise calls["error"]
-            opened = {
-                key: datasets.Dataset.from_list(rows).to_iterable_dataset() for key, rows in calls["splits"].items()
-            }
+            opened = {key: datasets.Dataset.from_list(rows).to_iterable_dataset() for key, rows in calls["splits"].items()}
             return opened[settings["split"]] if settings["split"] else datasets.IterableDatasetDict(opened)
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)

@@ -40,9 +40,7 @@ def test_the_line_is_divided_evenly() -> None:
 
 
 @pytest.mark.parametrize(("t", "degrees"), [(0.5, 45), (1 / 3, 30), (0.9, 81)])
-def test_between_orthogonal_unit_vectors_the_circle_keeps_the_norm_and_shares_the_angle(
-    t: float, degrees: float
-) -> None:
+def test_between_orthogonal_unit_vectors_the_circle_keeps_the_norm_and_shares_the_angle(t: float, degrees: float) -> None:
     a_Z, b_Z = torch.eye(3, dtype=torch.float64)[:2]
     point_Z = slerp(a_Z, b_Z, torch.tensor([t], dtype=torch.float64))[0]
     angle = math.radians(degrees)

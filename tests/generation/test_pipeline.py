@@ -43,7 +43,9 @@ def make(corpus: Corpus) -> Make:
     """Pipelines over the tiny corpus's tokenizer and float64 models of random weights, which end most texts early."""
 
     def make(context_turns: int = 0, latent_size: int = 8, cleaning: dict[str, Any] | None = None) -> Pipeline:
-        model = tiny_model(context_turns=context_turns, latent_size=latent_size, vocab_size=len(corpus.tokenizer))
+        model = tiny_model(
+            context_turns=context_turns, latent_size=latent_size, vocab_size=len(corpus.tokenizer), speakers=True
+        )
         with torch.no_grad():
             model.decoder.out.bias[EOS] = 6.0
         return Pipeline(model, corpus.tokenizer, {"corpus": {"cleaning": cleaning}} if cleaning is not None else {})
@@ -128,9 +130,7 @@ class TestJobs:
 
 class TestSeed:
     @pytest.mark.parametrize(("context_turns", "latent_size"), SHAPES)
-    def test_the_same_seed_gives_the_same_and_another_another(
-        self, make: Make, context_turns: int, latent_size: int
-    ) -> None:
+    def test_the_same_seed_gives_the_same_and_another_another(self, make: Make, context_turns: int, latent_size: int) -> None:
         pipeline = make(context_turns, latent_size)
 
         def draw(seed: int | None) -> list[Any]:
@@ -173,9 +173,7 @@ class TestRespond:
         assert [r.log_prob for r in replies] == sorted((r.log_prob for r in replies), reverse=True)
         assert all(reply.score == reply.log_prob for reply in replies)
 
-    def test_counts_texts_that_differ_in_case_and_punctuation_as_one(
-        self, make: Make, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_counts_texts_that_differ_in_case_and_punctuation_as_one(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         pipeline = make(1)
         texts = ["Yes!", "yes", "", "?", "YES...", "no", "!!", "No.", *["never"] * 99]
         count = iter(range(99))
@@ -379,9 +377,7 @@ class TestEncode:
             (None, "  two\twords ", "two words"),
         ],
     )
-    def test_cleans_text_as_the_corpus_was(
-        self, make: Make, cleaning: dict[str, Any] | None, text: str, as_if: str
-    ) -> None:
+    def test_cleans_text_as_the_corpus_was(self, make: Make, cleaning: dict[str, Any] | None, text: str, as_if: str) -> None:
         pipeline = make(cleaning=cleaning)
         assert np.array_equal(pipeline.encode([text])[0], pipeline.encode([as_if])[0])
         assert not np.array_equal(pipeline.encode([text])[0], pipeline.encode(["yes"])[0])

@@ -172,3 +172,16 @@ def test_without_latent_and_context_every_text_begins_in_the_same_learnt_state()
     state = decoder.start(torch.zeros(3, 0).double(), torch.zeros(3, 0).double())
     torch.testing.assert_close(state.state_LBH[0], torch.tanh(decoder.start_state.bias).expand(3, -1))
     torch.testing.assert_close(state.condition_BE, decoder.condition.bias.expand(3, -1))
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32)])
+def test_probabilities_have_at_least_single_precision(dtype: torch.dtype, expected: torch.dtype) -> None:
+    """Logits in bfloat16, as on a GPU: 8 bits of a logarithm would be lost in a sum over a text."""
+    model = tiny_model().float()
+    batch = collate(random_windows(6, 0), 0)
+    noise_BZ = torch.zeros(6, 4)
+    exact_B = model(batch, noise_BZ).distortion_B
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        found_B = model(batch, noise_BZ).distortion_B
+    assert found_B.dtype == expected
+    torch.testing.assert_close(found_B, exact_B, rtol=0.05, atol=0)

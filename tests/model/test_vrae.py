@@ -213,8 +213,21 @@ def test_the_bound_is_minus_distortion_minus_rate(context_turns: int, latent_siz
 
 
 @CONTEXTS
+def test_the_posterior_is_read_off_the_turn_and_its_context(context_turns: int) -> None:
+    model = tiny_model(context_turns=context_turns)
+    batch = collate(random_windows(9, context_turns), context_turns)
+    inferred = model.infer(batch)
+    turns_NH = model.turn_encoder(batch.turns_NT, batch.turn_lengths_N)
+    both_BX = torch.cat([turns_NH[batch.target_B], inferred.context_BC], -1)
+    expected_BX = both_BX @ model.posterior.out.weight.T + model.posterior.out.bias  # type: ignore[union-attr, operator]
+    torch.testing.assert_close(torch.cat(tuple(inferred.posterior), -1), expected_BX)
+
+
+@CONTEXTS
 def test_the_prior_is_standard_without_context_and_read_off_it_otherwise(context_turns: int) -> None:
-    inferred = (model := tiny_model(context_turns=context_turns)).infer(collate(random_windows(9, context_turns), context_turns))
+    inferred = (model := tiny_model(context_turns=context_turns)).infer(
+        collate(random_windows(9, context_turns), context_turns)
+    )
     standard = bool((inferred.prior.mean_BZ == 0).all() and (inferred.prior.log_var_BZ == 0).all())
     assert standard == (context_turns == 0)
     if context_turns:
@@ -308,9 +321,7 @@ def test_the_probabilities_of_all_texts_sum_to_one(
 @LATENTS
 @TIED
 @pytest.mark.parametrize("speakers", [False, True])
-def test_every_parameter_receives_a_gradient(
-    context_turns: int, latent_size: int, tied_output: bool, speakers: bool
-) -> None:
+def test_every_parameter_receives_a_gradient(context_turns: int, latent_size: int, tied_output: bool, speakers: bool) -> None:
     """Warnings are errors here, so building the model warns of nothing either."""
     model = tiny_model(
         context_turns=context_turns,

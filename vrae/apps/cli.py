@@ -283,7 +283,7 @@ def _info(values: Namespace) -> int:
 
 def _load(values: Namespace) -> Pipeline:
     from vrae.generation.pipeline import DEMO_MODEL, load
-    from vrae.training.trainer import pick_device
+    from vrae.training.hardware import pick_device
 
     return load(values.model or DEMO_MODEL, str(pick_device(values.device)))
 

@@ -131,7 +131,8 @@ def build_parser(chitchat: bool = False) -> ArgumentParser:
 
 def _add_source(parser: ArgumentParser, chitchat: bool) -> None:
     parser.add_argument("source", type=str, help=_help(SourceConfig, "source"))
-    parser.add_class_arguments(SourceConfig, skip={"source"})
+    parser.add_class_arguments(SourceConfig, skip={"source", "skip_bad_rows"})
+    parser.add_argument("--skip_bad_rows", action="store_true", help=_help(SourceConfig, "skip_bad_rows"))
     parser.add_class_arguments(CleaningConfig, "cleaning")
     if chitchat:
         parser.set_defaults({f"cleaning.{key}": value for key, value in dataclasses.asdict(CHITCHAT_CLEANING).items()})

@@ -104,17 +104,25 @@ class Windows:
         context_turns: K.
 
     Raises:
+        ConfigError: a segment can be longer than a batch.
         DataError: no turn of the split is short enough to be a target.
     """
 
     def __init__(self, split: Split, config: BatchConfig, context_turns: int) -> None:
         self.split, self.config, self.context_turns = split, config, context_turns
+        self._segment = config.segment_turns if context_turns else 1
         lengths = np.diff(split.turns)
         self.target_N = np.flatnonzero(lengths <= config.max_turn_tokens)
         self.left_out = len(lengths) - len(self.target_N)
         if not len(self.target_N):
             raise DataError(
                 f"{split.name}: no turn has {config.max_turn_tokens} tokens or fewer. Raise --batches.max_turn_tokens"
+            )
+        longest = self._segment * (config.max_turn_tokens + 1)
+        if longest > config.tokens:
+            raise ConfigError(
+                f"batches.tokens ({config.tokens}) must hold a segment of batches.segment_turns ({self._segment}) turns of "
+                f"batches.max_turn_tokens ({config.max_turn_tokens}) and their end marks: {longest}"
             )
         self.cost_N = lengths[self.target_N] + 1  # with its end mark
         dialogue_N = np.searchsorted(split.dialogues, self.target_N, side="right") - 1
@@ -138,13 +146,7 @@ class Windows:
         Consecutive turns of a dialogue stay together (segments of `segment_turns` when K >= 1), segments of similar length
         meet in a batch, and every batch but the last is within one segment of `config.tokens`.
         """
-        segment = self.config.segment_turns if self.context_turns else 1
-        longest = segment * (self.config.max_turn_tokens + 1)
-        if longest > self.config.tokens:
-            raise ConfigError(
-                f"batches.tokens ({self.config.tokens}) must hold a segment of batches.segment_turns ({segment}) turns of "
-                f"batches.max_turn_tokens ({self.config.max_turn_tokens}) and their end marks: {longest}"
-            )
+        segment = self._segment
         shift = int(rng.integers(segment)) if rng else 0
         place_N = (self.target_N - self.start_N + shift) // segment
         first_S = np.flatnonzero(np.r_[True, (np.diff(place_N) != 0) | (np.diff(self.start_N) != 0)])
@@ -175,7 +177,9 @@ class Windows:
         real_BK = back_BK > 0
         context_BK = np.where(real_BK, target_B[:, None] - back_BK, target_B[:, None])
         turn_N, place = np.unique(np.concatenate([target_B, context_BK.ravel()]), return_inverse=True)
-        starts_N, lengths_N = np.asarray(self.split.turns)[turn_N], np.diff(self.split.turns)[turn_N]
+        offsets = np.asarray(self.split.turns)
+        starts_N = offsets[turn_N]
+        lengths_N = offsets[turn_N + 1] - starts_N
         cut_N = np.maximum(lengths_N - self.config.max_turn_tokens, 0)  # never of a target: those are short enough
         same_BK = (self.split.speakers[context_BK] == self.split.speakers[target_B][:, None]) & real_BK
         B = len(target_B)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -161,9 +162,11 @@ class Cleaner:
     def _characters(self, text: str) -> str:
         if _UNWANTED.search(text):
             self.changed["control characters removed"] += 1
-        if not text.isascii() and _CURLY.search(text):
-            self.changed["quotes straightened"] += 1
-            text = text.translate(_QUOTES)
+        if not text.isascii():
+            text = unicodedata.normalize("NFC", text)
+            if _CURLY.search(text):
+                self.changed["quotes straightened"] += 1
+                text = text.translate(_QUOTES)
         return text.translate(_CHARACTERS)
 
     def _mask(self, text: str) -> str:

@@ -43,6 +43,7 @@ _ARRAYS: dict[str, np.dtype[Any]] = {
     "dialogues": np.dtype("<i8"),
     "speakers": np.dtype("u1"),
 }
+_MAX_PIECES = int(np.iinfo(_ARRAYS["tokens"]).max) + 1
 _CHUNK_DIALOGUES = 256
 
 Spooled = tuple[list[str], list[int]]
@@ -80,13 +81,19 @@ class Corpus:
         try:
             self.manifest: dict[str, Any] = json.loads(manifest_path.read_bytes())
             version = self.manifest["format"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            sizes = {name: file["bytes"] for name, file in self.manifest["files"].items()} if version == FORMAT else {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"{path}: not a prepared corpus ({type(error).__name__} on manifest.json). "
                 f"Make one with: vrae prepare SOURCE --out {path}"
             ) from None
         if version != FORMAT:
             raise DataError(f"{path}: corpus format {version}, this vrae reads {FORMAT}. Prepare it again")
+        for name in ("tokenizer.model", *(f"{split}.{array}.bin" for split in SPLITS for array in _ARRAYS)):
+            file = self.path / name
+            size = file.stat().st_size if file.is_file() else None
+            if size is None or size != sizes.get(name):
+                raise DataError(f"{file}: {size} bytes where the manifest says {sizes.get(name)}. Prepare the corpus again")
         self.tokenizer = Tokenizer.load(self.path / "tokenizer.model")
         self.splits = {name: self._open(name) for name in SPLITS}
 
@@ -104,11 +111,7 @@ class Corpus:
         arrays = {}
         for array, dtype in _ARRAYS.items():
             file = self.path / f"{split}.{array}.bin"
-            expected = self.manifest["files"].get(file.name, {}).get("bytes")
-            size = file.stat().st_size if file.is_file() else None
-            if size != expected or size is None:
-                raise DataError(f"{file}: {size} bytes where the manifest says {expected}. Prepare the corpus again")
-            arrays[array] = np.memmap(file, dtype, "r") if size else np.zeros(0, dtype)
+            arrays[array] = np.memmap(file, dtype, "r") if file.stat().st_size else np.zeros(0, dtype)
         return Split(split, **arrays)
 
 
@@ -175,6 +178,8 @@ def _write(config: PrepareConfig, source: Source, work: Path, quiet: bool) -> di
     sample = _spool(config, source, cleaner, work, quiet)
     if config.tokenizer:
         tokenizer = Tokenizer.load(config.tokenizer)
+        if len(tokenizer) > _MAX_PIECES:
+            raise DataError(f"--tokenizer {config.tokenizer}: {len(tokenizer)} pieces, at most {_MAX_PIECES} can be stored")
     else:
         if not sample:
             raise DataError(f"{config.source.source}: the training split is empty. Bring more dialogues")

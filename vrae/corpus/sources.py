@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -283,6 +284,8 @@ class HubSource(RowSource):
     def _open(self) -> Any:
         import datasets
 
+        # its own account of retries would stand before our one message
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         config = self.config
         try:
             return datasets.load_dataset(

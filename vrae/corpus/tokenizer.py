@@ -21,6 +21,8 @@ PAD, UNK, BOS, EOS = 0, 1, 2, 3
 MASKS = ("<email>", "<url>", "<phone>", "<user>")
 MAX_MODEL_BYTES = 32 * 2**20
 _MAX_LINE_BYTES = 1_000_000
+_UNSEEN = "\U0010fffd"  # of the last private plane: no text has it
+_JOINERS = "\u200c\u200d"  # within emoji, and between letters of several scripts; they print nothing themselves
 
 
 def train_tokenizer(turns: Iterable[str], vocab_size: int) -> bytes:
@@ -39,6 +41,7 @@ def train_tokenizer(turns: Iterable[str], vocab_size: int) -> bytes:
             num_threads=1,
             shuffle_input_sentence=False,
             max_sentence_length=_MAX_LINE_BYTES,
+            normalization_rule_name="identity",
             byte_fallback=True,
             character_coverage=1.0,
             pad_id=PAD,
@@ -92,6 +95,8 @@ class Tokenizer:
                 f"{name}: pad, unk, bos, eos must be {(PAD, UNK, BOS, EOS)}. Got {specials}. "
                 "Train it with `vrae prepare`, or with those ids"
             )
+        if UNK in self._processor.encode(_UNSEEN):
+            raise ModelError(f"{name}: has no byte pieces for characters it does not know. Train it with --byte_fallback=true")
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
 
@@ -119,7 +124,7 @@ class Tokenizer:
         """The text of `ids`. Specials vanish, and so do byte pieces that form no printable character."""
         text = str(self._processor.decode([int(i) for i in ids if i > EOS])).replace("\ufffd", "")
         if not text.isprintable():
-            text = "".join(character for character in text if character.isprintable())
+            text = "".join(character for character in text if character.isprintable() or character in _JOINERS)
         return text.strip()
 
     def pieces(self, ids: Iterable[int]) -> list[str]:

@@ -113,8 +113,3 @@ class Affine(nn.Linear):
             super().reset_parameters()
         else:
             nn.init.zeros_(self.bias)
-
-
-def _at_least_single(values: Tensor) -> Tensor:
-    """float32 for bfloat16, whose 8 bits are too few for a logarithm; wider values as they are."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -85,17 +85,17 @@ def _fill(model: VRAE, stored: dict[str, torch.Tensor], path: Path) -> None:
     parameters = dict(model.named_parameters())
     for problem, names in (("lacks", parameters.keys() - stored.keys()), ("has unknown", stored.keys() - parameters.keys())):
         if names:
-            raise ModelError(f"{path}: {problem} {', '.join(sorted(names)[:5])}")
+            raise ModelError(f"{path}: {problem} {', '.join(sorted(names)[:5]):.200}")
     with torch.no_grad():
         for name, parameter in parameters.items():
             value = stored[name]
-            if value.shape != parameter.shape:
-                raise ModelError(f"{path}: {name} must have shape {tuple(parameter.shape)}. Got {tuple(value.shape)}")
             if value.dtype not in _DTYPES:
                 raise ModelError(f"{path}: {name} must hold floating-point numbers of 16 to 64 bits. Got {value.dtype}")
-            if not torch.isfinite(value).all():
-                raise ModelError(f"{path}: {name} holds values that are not finite numbers")
+            if value.shape != parameter.shape:
+                raise ModelError(f"{path}: {name} must have shape {tuple(parameter.shape)}. Got {tuple(value.shape)}")
             parameter.copy_(value)
+            if not torch.isfinite(parameter).all():
+                raise ModelError(f"{path}: {name} holds values that are not finite numbers")
 
 
 def _fewest_parameters(config: ModelConfig) -> int:

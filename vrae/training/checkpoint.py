@@ -71,6 +71,8 @@ class Checkpoints:
         for old in self.found():
             if old.name not in keep:
                 shutil.rmtree(old)
+        for unfinished in self.folder.glob(".step-*"):  # left by a run that was killed while it saved
+            shutil.rmtree(unfinished, ignore_errors=True)
         return path
 
     def found(self) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vrae.errors import UserError
+from vrae.files import write_file
 
 
 class Monitor:
@@ -26,11 +27,6 @@ class Monitor:
 
     def __init__(self, run: Path, step: int, max_steps: int, *, tensorboard: bool = False, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._metrics = _reopen(run / "metrics.jsonl", step)
-        self._samples = _reopen(run / "samples.jsonl", step)
-        self._bar = tqdm(
-            total=max_steps or None, initial=step, unit="step", disable=True if quiet else None, dynamic_ncols=True
-        )
         self._board: Any = None
         if tensorboard:
             try:
@@ -38,6 +34,11 @@ class Monitor:
             except ImportError:
                 raise UserError("--train.tensorboard: not installed. Run: pip install 'vrae[tensorboard]'") from None
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+        self._metrics = _reopen(run / "metrics.jsonl", step)
+        self._samples = _reopen(run / "samples.jsonl", step)
+        self._bar = tqdm(
+            total=max_steps or None, initial=step, unit="step", disable=True if quiet else None, dynamic_ncols=True
+        )
 
     def say(self, line: str) -> None:
         """One line for people."""
@@ -97,7 +98,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of a .jsonl file of a run; a last line cut off by a crash is left out."""
     records: list[dict[str, Any]] = []
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():
             try:
                 records.append(json.loads(line))
             except ValueError:
@@ -107,12 +108,14 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def _reopen(path: Path, step: int) -> Any:
     kept = [record for record in read_records(path) if record["step"] <= step and step > 0]
-    file = open(path, "w", encoding="utf-8")  # noqa: SIM115
-    for record in kept:
-        _append(file, record)
-    return file
+    write_file(path, "".join(map(_line, kept)).encode())
+    return open(path, "a", encoding="utf-8")
 
 
 def _append(file: Any, record: dict[str, Any]) -> None:
-    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    file.write(_line(record))
     file.flush()
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"

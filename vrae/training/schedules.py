@@ -41,8 +41,8 @@ def kl_weight(step: int, config: ObjectiveConfig) -> float:
 class RateController:
     """Holds the rate at a target by steering the kl_weight: integral control, as in ControlVAE (Shao et al. 2020, eq. 9).
 
-    The integral is taken over the log of the weight, so that the weight stays positive and a far-off start is made good in
-    the same time from either side: log w += gain * clip((rate - target) / target, -1, 1).
+    The integral is taken over the log of the weight, so that the weight stays positive and one gain
+    serves weights of every size: log w += gain * clip((rate - target) / target, -1, 1).
 
     Args:
         target: nats per turn.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from dataclasses import dataclass, field
@@ -19,25 +18,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vrae.config import DecodingConfig, RunConfig, TrainConfig, from_dict
+from vrae.config import DecodingConfig, RunConfig, TrainConfig
 from vrae.corpus.batches import TrainingBatches, Windows
 from vrae.corpus.prepared import Corpus
-from vrae.errors import ConfigError, DivergenceError, UserError
+from vrae.errors import DivergenceError, UserError
 from vrae.evaluation.information import ActiveUnits, offsets
 from vrae.evaluation.likelihood import Bound, measure
-from vrae.files import to_json, write_file
-from vrae.generation.pipeline import Pipeline
+from vrae.generation.pipeline import MAX_CHARACTERS, Pipeline
 from vrae.model.vrae import VRAE, ElboTerms
 from vrae.training.checkpoint import Checkpoints
+from vrae.training.hardware import pick_device, pick_precision
 from vrae.training.monitor import Monitor
 from vrae.training.objective import loss
+from vrae.training.run_folder import DRY_RUN, corpus_info, fit_to_corpus, open_run
 from vrae.training.schedules import RateController, kl_weight, learning_rate
 from vrae.training.signals import InterruptedRunError, StopSignals
 
 _JUDGED_STEPS = 50  # after so many, max_steps 0 becomes a number
 _BAD_STEPS = 10  # non-finite steps in a row that end a run
-_LOOSE = {"max_steps", "max_minutes", "log_every", "validate_every", "checkpoint_every", "keep_last", "patience"}
-_LOOSE |= {"validation_turns", "device", "threads", "tensorboard", "precision", "accumulate"}
 
 
 @dataclass
@@ -46,14 +44,17 @@ class Progress:
 
     step: int = 0
     max_steps: int = 0  # the configuration's, or what max_minutes allow; 0: not known yet
+    planned_minutes: float = 0.0  # the max_minutes that max_steps was judged by; 0: it was not
     minutes: float = 0.0
     tokens: int = 0
     kl_weight: float = 0.05  # the controller's, where a target rate is set
     best_step: int = -1
-    best: float = math.inf  # validation -elbo, nats per turn
+    best: float | None = None  # validation -elbo, nats per turn
     without_better: int = 0  # validations since
+    validated: int = -1  # the step of the last validation
     skipped: int = 0  # steps whose loss or gradient was not finite
     sums: dict[str, float] = field(default_factory=dict)  # of the metrics line being filled
+    active: dict[str, Any] = field(default_factory=dict)  # likewise, its active units
 
 
 @dataclass(frozen=True)
@@ -92,16 +93,19 @@ def train(
     """
     run = Path(run)
     if dry_run:
-        run, resume = run / "dry-run", False
+        run, resume = run / DRY_RUN, False
         short = {"max_steps": 2, "validate_every": 2, "checkpoint_every": 2, "validation_turns": 64, "log_every": 1}
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, **short))  # type: ignore[arg-type]
-    config = _fit_to_corpus(config, corpus)
-    _open_run(config, corpus, run, resume=resume, overwrite=dry_run)
-    return _Run(config, corpus, run, resume, quiet).fit()
+    config = fit_to_corpus(config, corpus)
+    windows = {name: Windows(corpus[name], config.batches, config.model.context_turns) for name in ("train", "validation")}
+    open_run(config, corpus, run, resume=resume, overwrite=dry_run)
+    return _Run(config, corpus, windows, run, resume, quiet).fit()
 
 
 class _Run:
-    def __init__(self, config: RunConfig, corpus: Corpus, run: Path, resume: bool, quiet: bool) -> None:
+    def __init__(
+        self, config: RunConfig, corpus: Corpus, windows: dict[str, Windows], run: Path, resume: bool, quiet: bool
+    ) -> None:
         self.config, self.corpus, self.run = config, corpus, run
         options = config.train
         if options.threads:
@@ -111,20 +115,22 @@ class _Run:
         torch.manual_seed(options.seed)
         self.model = VRAE(config.model).to(self.device)
         self.optimizer = _optimizer(self.model, options)
-        self.windows = Windows(corpus["train"], config.batches, config.model.context_turns)
-        self.validation = Windows(corpus["validation"], config.batches, config.model.context_turns)
+        self.windows, self.validation = windows["train"], windows["validation"]
         self.batches = TrainingBatches(self.windows, options.seed, config.model.latent_size)
         self.checkpoints = Checkpoints(run, options.keep_last)
         self.progress = Progress()
+        self.saved: tuple[Path, dict[str, Any]] | None = None  # the last checkpoint, and trainer.json of it
         warnings: list[str] = []
         if resume:
             restored = self.checkpoints.restore(self.model, self.optimizer)
             self.progress, warnings = Progress(**restored.state), restored.warnings
-        self.progress.max_steps = options.max_steps or self.progress.max_steps
+            self.saved = restored.path, restored.state
+        if options.max_steps or self.progress.planned_minutes != options.max_minutes:
+            self.progress.max_steps, self.progress.planned_minutes = options.max_steps, 0.0
         self.monitor = Monitor(run, self.progress.step, self.progress.max_steps, tensorboard=options.tensorboard, quiet=quiet)
         for line in warnings:
             self.monitor.say(line)
-        self.active = ActiveUnits(config.model.latent_size)
+        self.active = ActiveUnits(config.model.latent_size, self.progress.active)
 
     def fit(self) -> Result:
         """Trains to the end; returns with the best model on disk."""
@@ -140,41 +146,53 @@ class _Run:
             f"{self.windows.left_out:,} turns of more than {self.config.batches.max_turn_tokens} tokens left out"
         )
         started, before, bad = time.monotonic(), progress.minutes, 0
-        validation = None
-        reason = ""
+        bound = None
         try:
-            while not reason:
+            self._plan()
+            while not (reason := self._end()):
+                bad = 0 if self._step() else bad + 1
+                if bad == _BAD_STEPS:
+                    raise DivergenceError(
+                        f"{_BAD_STEPS} steps in a row up to step {progress.step} were not finite. Start a new run (--out) "
+                        "with a lower train.learning_rate or train.clip_norm"
+                    )
+                self.monitor.advance()
+                progress.minutes = before + (time.monotonic() - started) / 60
+                self._plan()
+                if progress.step % options.validate_every == 0:
+                    bound = self._validate()
+                if progress.step % options.checkpoint_every == 0 or progress.best_step == progress.step:
+                    self._save()
                 if signals.number:
                     path = self._save()
                     raise InterruptedRunError(
                         f"stopped by signal {signals.number}; saved {path}. Go on with --resume", signals.number
                     )
-                bad = 0 if self._step() else bad + 1
-                if bad == _BAD_STEPS:
-                    raise DivergenceError(
-                        f"{_BAD_STEPS} steps in a row up to step {progress.step} were not finite. The last checkpoint is "
-                        "from before them; lower train.learning_rate or train.clip_norm and resume"
-                    )
-                self.monitor.advance()
-                progress.minutes = before + (time.monotonic() - started) / 60
-                if not progress.max_steps and progress.step >= _JUDGED_STEPS:
-                    progress.max_steps = int(0.97 * progress.step * options.max_minutes / progress.minutes)
-                    self.monitor.expect(progress.max_steps)
-                if progress.max_steps and progress.step >= progress.max_steps:
-                    reason = f"step {progress.step} of {progress.max_steps}"
-                elif options.max_minutes and progress.minutes >= options.max_minutes:
-                    reason = f"{options.max_minutes:g} minutes"
-                due = progress.step % options.validate_every == 0 or bool(reason)
-                if due:
-                    validation = self._validate()
-                    if options.patience and progress.without_better >= options.patience:
-                        reason = reason or f"no better validation in {options.patience}"
-                if reason or progress.step % options.checkpoint_every == 0 or (due and progress.without_better == 0):
-                    self._save()
+            if progress.validated != progress.step:
+                bound = self._validate()
+            self._save()
         finally:
             self.monitor.close()
-        assert validation is not None
-        return Result(self.run, progress.step, reason, validation)
+        return Result(self.run, progress.step, reason, bound or self._bound())
+
+    def _plan(self) -> None:
+        """Judges the number of steps, where only minutes are given."""
+        options, progress = self.config.train, self.progress
+        if not progress.max_steps and progress.step >= _JUDGED_STEPS:
+            progress.max_steps = max(int(0.97 * progress.step * options.max_minutes / progress.minutes), progress.step)
+            progress.planned_minutes = options.max_minutes
+            self.monitor.expect(progress.max_steps)
+
+    def _end(self) -> str:
+        """Why training is over; empty while it is not."""
+        options, progress = self.config.train, self.progress
+        if progress.max_steps and progress.step >= progress.max_steps:
+            return f"step {progress.step} of {progress.max_steps}"
+        if options.max_minutes and progress.minutes >= options.max_minutes:
+            return f"{options.max_minutes:g} minutes"
+        if options.patience and progress.without_better >= options.patience:
+            return f"no better validation in {options.patience}"
+        return ""
 
     def _step(self) -> bool:
         """One optimiser step. Returns False where it was skipped because something was not finite."""
@@ -193,6 +211,7 @@ class _Run:
         turns = sum(len(batch.target_B) for batch, _ in parts)
         tokens = sum(batch.tokens for batch, _ in parts)
         distortion, rate = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        moved = []
         self.model.train()
         for i, (batch, noise_BZ) in enumerate(parts):
             torch.manual_seed(_mix(options.seed, step, i))  # dropout
@@ -202,12 +221,14 @@ class _Run:
             (loss(terms, weight, objective) * share).backward()  # type: ignore[no-untyped-call]
             distortion += terms.distortion_B.detach().sum()
             rate += terms.rate_BZ.detach().sum()
-            self.active.add(offsets_BZ)
+            moved.append(offsets_BZ)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_norm or math.inf)
         progress.step += 1
         finite = math.isfinite(float(norm)) and math.isfinite(float(distortion + rate))
         if finite:
             self.optimizer.step()
+            for offsets_BZ in moved:
+                self.active.add(offsets_BZ)
             if controller and Z:
                 controller.update(float(rate) / turns)
                 progress.kl_weight = controller.weight
@@ -216,7 +237,7 @@ class _Run:
             self.monitor.say(f"step {progress.step}: loss or gradient not finite, skipped ({progress.skipped} so far)")
         progress.tokens += tokens
         for key, value in {
-            "turns": turns,
+            "turns": turns if finite else 0,
             "tokens": tokens,
             "distortion": float(distortion) if finite else 0.0,
             "rate": float(rate) if finite else 0.0,
@@ -236,6 +257,8 @@ class _Run:
 
     def _log(self, weight: float, rate_of_step: float) -> None:
         sums, progress = self.progress.sums, self.progress
+        if not sums["turns"]:
+            return  # every step since the last line was skipped
         distortion, rate = sums["distortion"] / sums["turns"], sums["rate"] / sums["turns"]
         self.monitor.metrics(
             {
@@ -257,8 +280,7 @@ class _Run:
     def _validate(self) -> Bound:
         progress, objective = self.progress, self.config.objective
         began = time.perf_counter()
-        batches = (batch for _, batch in self.validation.in_order(self.config.train.validation_turns))
-        bound = measure(self.model, batches)
+        bound = self._bound()
         weight = progress.kl_weight if objective.target_rate else kl_weight(progress.step, objective)
         self.monitor.metrics(
             {
@@ -278,18 +300,23 @@ class _Run:
         if bound.collapse.state in ("collapsed", "partially collapsed"):
             self.monitor.say(f"    warning: {bound.collapse.words}")
         self.monitor.samples({"step": progress.step, "samples": self._samples()})
-        if -bound.elbo < progress.best:
+        if progress.best is None or -bound.elbo < progress.best:
             progress.best, progress.best_step, progress.without_better = -bound.elbo, progress.step, 0
         else:
             progress.without_better += 1
+        progress.validated = progress.step
         return bound
+
+    def _bound(self) -> Bound:
+        batches = (batch for _, batch in self.validation.in_order(self.config.train.validation_turns))
+        return measure(self.model, batches)
 
     def _samples(self) -> dict[str, list[Any]]:
         """A few things the model does, the same inputs and noise each time."""
         pipeline = Pipeline(self.model, self.corpus.tokenizer, self._info())
         split, decoding = self.corpus["validation"], DecodingConfig()
         chosen = self.validation.target_N[:: max(len(self.validation) // 5, 1)][:5].tolist()
-        texts = [self.corpus.tokenizer.decode(split.turn(turn)) for turn in chosen]
+        texts = [self.corpus.tokenizer.decode(split.turn(turn))[:MAX_CHARACTERS] for turn in chosen]
         shown: dict[str, list[Any]] = {}
         if self.config.model.latent_size:
             shown["reconstruction"] = [[r.text, r.reconstruction] for r in pipeline.reconstruct(texts)]
@@ -300,39 +327,22 @@ class _Run:
         return shown
 
     def _save(self) -> Path:
-        return self.checkpoints.save(
-            self.model, self.optimizer, self.corpus.tokenizer, self._info(), dataclasses.asdict(self.progress)
-        )
+        """Writes a checkpoint, unless the last one holds this very state."""
+        self.progress.active = self.active.state
+        state = dataclasses.asdict(self.progress)
+        if self.saved is None or self.saved[1] != state:
+            try:
+                path = self.checkpoints.save(self.model, self.optimizer, self.corpus.tokenizer, self._info(), state)
+            except OSError as error:
+                raise UserError(f"--out {self.run}: cannot write a checkpoint: {error.strerror or error}") from None
+            self.saved = path, state
+        return self.saved[0]
 
     def _info(self) -> dict[str, Any]:
-        return {"run": dataclasses.asdict(self.config), "corpus": _corpus_info(self.corpus)}
+        return {"run": dataclasses.asdict(self.config), "corpus": corpus_info(self.corpus)}
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises ConfigError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device {name!r}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {name!r}: torch sees {torch.cuda.device_count()} GPUs here")
-    return device
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 where the hardware multiplies in it: recent GPUs, and CPUs with AVX512-BF16."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
 def _optimizer(model: VRAE, options: TrainConfig) -> torch.optim.Optimizer:
@@ -343,65 +353,6 @@ def _optimizer(model: VRAE, options: TrainConfig) -> torch.optim.Optimizer:
         {"params": [(n, p) for n, p in named if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.99), fused=True)
-
-
-def _fit_to_corpus(config: RunConfig, corpus: Corpus) -> RunConfig:
-    size = len(corpus.tokenizer)
-    if config.model.vocab_size not in (0, size):
-        raise ConfigError(
-            f"--model.vocab_size {config.model.vocab_size}: the tokenizer of {corpus.path} has {size} pieces. Leave it at 0"
-        )
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
-
-
-def _open_run(config: RunConfig, corpus: Corpus, run: Path, *, resume: bool, overwrite: bool) -> None:
-    """Checks that `run` is what the caller says, and records what is trained there."""
-    record = run / "run.json"
-    now = {"config": dataclasses.asdict(config), "corpus": _corpus_info(corpus)}
-    if resume:
-        try:
-            then = json.loads(record.read_bytes())
-            old = from_dict(RunConfig, then["config"], str(record))
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"--resume: {run} holds no run (run.json). Leave --resume out to start one") from None
-        if then["corpus"]["fingerprint"] != now["corpus"]["fingerprint"]:
-            raise UserError(
-                f"--resume: {corpus.path} is not the corpus this run was trained on ({then['corpus']['source']}); its bytes "
-                "differ. Pass the --data of that run"
-            )
-        changed = _changes(dataclasses.asdict(old), dataclasses.asdict(config))
-        if changed:
-            raise UserError(
-                f"--resume: {', '.join(changed)}. A resumed run keeps its settings, but for its length, intervals and device; "
-                "start a new run (--out) for others"
-            )
-    elif run.exists() and any(run.iterdir()) and not overwrite:
-        raise UserError(f"--out {run}: not empty. Choose another folder, or pass --resume to go on with the run in it")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        write_file(record, to_json(now))
-    except OSError as error:
-        raise UserError(f"--out {run}: cannot write: {error.strerror}") from None
-
-
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    return [
-        f"{group}.{name} was {old[group][name]} and is {new[group][name]}"
-        for group in old
-        for name in old[group]
-        if old[group][name] != new[group][name] and not (group == "train" and name in _LOOSE)
-    ]
-
-
-def _corpus_info(corpus: Corpus) -> dict[str, Any]:
-    manifest = corpus.manifest
-    return {
-        "source": manifest["source"]["name"],
-        "licence": manifest["source"]["licence"],
-        "fingerprint": corpus.fingerprint,
-        "cleaning": manifest["settings"]["cleaning"],
-        "splits": manifest["splits"],
-    }
 
 
 def _mix(seed: int, step: int, part: int) -> int:

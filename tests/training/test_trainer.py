@@ -1,0 +1,624 @@
+"""Training runs: resuming is exact, every end leaves a sound checkpoint, and what is reported is never weighted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import make_dialogues, prepare_config, write_dialogues
+from torch import Tensor
+
+import vrae.training.trainer as trainer
+from vrae.apps.cli import main
+from vrae.config import BatchConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
+from vrae.corpus.prepared import Corpus, prepare
+from vrae.errors import ConfigError, DivergenceError, UserError
+from vrae.evaluation.likelihood import Bound
+from vrae.generation.pipeline import load
+from vrae.model.vrae import ElboTerms
+from vrae.training.monitor import read_records
+from vrae.training.signals import InterruptedRunError
+from vrae.training.trainer import Result, train
+
+MODEL = dict(latent_size=4, embedding_size=12, hidden_size=16, context_size=8, dropout=0.0)
+TRAIN = dict(max_steps=20, learning_rate=0.01, warmup_steps=5, log_every=4, validate_every=10, checkpoint_every=10)
+TRAIN |= dict(validation_turns=40, precision="fp32", device="cpu", threads=1)
+
+K0 = dict(
+    model=dict(dropout=0.1),
+    objective=dict(target_rate=3.0),
+    train=dict(max_steps=200, validate_every=50, checkpoint_every=26),
+)
+K2 = dict(
+    model=dict(context_turns=2, dropout=0.2, speakers=True),
+    batches=dict(word_dropout=0.3, context_dropout=0.3),
+    objective=dict(free_bits=0.3, kl_warmup_steps=30),
+    train=dict(max_steps=80, validate_every=15, checkpoint_every=10, accumulate=2),
+)
+
+
+def run_config(**groups: dict[str, Any]) -> RunConfig:
+    """A run of seconds; each group's settings can be overridden."""
+    return RunConfig(
+        model=ModelConfig(**{**MODEL, **groups.get("model", {})}),
+        batches=BatchConfig(**{**dict(tokens=128, max_turn_tokens=24, segment_turns=4), **groups.get("batches", {})}),
+        objective=ObjectiveConfig(**{**dict(kl_schedule="linear", kl_warmup_steps=50), **groups.get("objective", {})}),
+        train=TrainConfig(**{**TRAIN, **groups.get("train", {})}),
+    )
+
+
+def fit(run: Path, corpus: Corpus, resume: bool = False, dry_run: bool = False, **groups: dict[str, Any]) -> Result:
+    return train(run_config(**groups), corpus, run, resume=resume, dry_run=dry_run, quiet=True)
+
+
+def records(run: Path, split: str = "", drop: str = "tokens_per_second") -> list[dict[str, Any]]:
+    found = read_records(run / "metrics.jsonl")
+    return [{k: v for k, v in r.items() if k != drop} for r in found if r["split"] == split or not split]
+
+
+def checkpoint(run: Path, pointer: str = "last") -> Path:
+    return run / "checkpoints" / (run / "checkpoints" / pointer).read_text()
+
+
+def state(run: Path) -> dict[str, Any]:
+    """trainer.json without what the clock says."""
+    found: dict[str, Any] = json.loads((checkpoint(run) / "trainer.json").read_bytes())
+    del found["minutes"]
+    found["sums"].pop("seconds", None)
+    return found
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(checkpoint(run) / "model.safetensors")
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """The same bits in all but the clock."""
+    assert checkpoint(a).name == checkpoint(b).name
+    for pointer in ("last", "best"):
+        for name in ("model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.model"):
+            assert (checkpoint(a, pointer) / name).read_bytes() == (checkpoint(b, pointer) / name).read_bytes(), name
+    assert state(a) == state(b)
+    assert records(a) == records(b)
+    assert (a / "samples.jsonl").read_bytes() == (b / "samples.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def long_run(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 uninterrupted steps of the K = 0 model that is held at a rate. Not to be written to."""
+    run = tmp_path_factory.mktemp("long") / "run"
+    fit(run, corpus, **K0)
+    return run
+
+
+@pytest.fixture
+def hook(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, ElboTerms, Tensor], Tensor | None]], list[ElboTerms]]:
+    """Calls a function with the number, terms and value of every loss; what it returns, if anything, is minimised."""
+
+    def install(function: Callable[[int, ElboTerms, Tensor], Tensor | None]) -> list[ElboTerms]:
+        seen: list[ElboTerms] = []
+        real = trainer.loss
+
+        def loss(terms: ElboTerms, kl_weight: float, config: ObjectiveConfig) -> Tensor:
+            value = real(terms, kl_weight, config)
+            seen.append(ElboTerms(*(part.detach().clone() for part in terms)))
+            changed = function(len(seen), terms, value)
+            return value if changed is None else changed
+
+        monkeypatch.setattr(trainer, "loss", loss)
+        return seen
+
+    return install
+
+
+@pytest.fixture
+def in_double_precision() -> Iterator[None]:
+    """New models have float64 weights."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+Hook = Callable[[Callable[[int, ElboTerms, Tensor], Any]], list[ElboTerms]]
+
+
+def nan_at(*steps: int) -> Callable[[int, ElboTerms, Tensor], Tensor | None]:
+    return lambda step, terms, value: value * math.nan if step in steps else None
+
+
+class TestResume:
+    @pytest.mark.parametrize(("settings", "seed"), [(K0, 1), (K2, 2)], ids=["K0-target_rate", "K2-dropouts"])
+    def test_after_sigkill_at_any_step_gives_the_uninterrupted_run_bit_for_bit(
+        self, corpus: Corpus, tmp_path: Path, request: pytest.FixtureRequest, settings: dict[str, Any], seed: int
+    ) -> None:
+        config, killed = run_config(**settings), tmp_path / "killed"
+        if settings is K0:
+            whole: Path = request.getfixturevalue("long_run")
+        else:
+            whole = tmp_path / "whole"
+            fit(whole, corpus, **settings)
+        (tmp_path / "config.yaml").write_text(json.dumps(dataclasses.asdict(config)))  # JSON is YAML
+        command = ["-m", "vrae", "train", "--config", str(tmp_path / "config.yaml"), "--data", str(corpus.path), "--quiet"]
+        process = subprocess.Popen([sys.executable, *command, "--out", str(killed)])
+        try:
+            last = config.train.max_steps
+            moment = random.Random(seed).randint(config.train.checkpoint_every + 4, last - 30)
+            deadline = time.monotonic() + 60
+            while not (found := records(killed)) or found[-1]["step"] < moment:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+        finally:
+            process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert 0 < state(killed)["step"] < last
+
+        result = train(config, corpus, killed, resume=True, quiet=True)
+        assert result.step == last
+        assert_same_run(whole, killed)
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("step", [1, 7, 20])
+    def test_after_a_signal_at_any_step_does_so_too(
+        self,
+        corpus: Corpus,
+        tmp_path: Path,
+        hook: Hook,
+        monkeypatch: pytest.MonkeyPatch,
+        number: signal.Signals,
+        step: int,
+    ) -> None:
+        real = trainer.offsets  # some units are active already, in a line of metrics.jsonl that is half filled
+        monkeypatch.setattr(trainer, "offsets", lambda *gaussians: real(*gaussians) * torch.tensor([0.1, 2.0, 4.0, 50.0]))
+        fit(tmp_path / "whole", corpus)
+        hook(lambda at, terms, value: signal.raise_signal(number) if at == step else None)
+        with pytest.raises(InterruptedRunError) as caught:
+            fit(tmp_path / "stopped", corpus)
+        assert caught.value.exit_code == 128 + number
+        assert str(checkpoint(tmp_path / "stopped")) in str(caught.value)
+        assert state(tmp_path / "stopped")["step"] == step  # the step in hand is finished
+        fit(tmp_path / "stopped", corpus, resume=True)
+        assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+    @pytest.mark.parametrize("validate_every", [10, 7, 99])
+    @pytest.mark.parametrize("checkpoint_every", [10, 7, 99])
+    def test_of_a_finished_run_changes_nothing(
+        self, corpus: Corpus, tmp_path: Path, validate_every: int, checkpoint_every: int
+    ) -> None:
+        settings = dict(validate_every=validate_every, checkpoint_every=checkpoint_every)
+        first = fit(tmp_path, corpus, train=settings)
+        assert state(tmp_path)["step"] == state(tmp_path)["validated"] == records(tmp_path, "validation")[-1]["step"] == 20
+        before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+        again = fit(tmp_path, corpus, resume=True, train=settings)
+        assert again == first
+        assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+
+    def test_may_be_longer_and_at_other_intervals(self, corpus: Corpus, tmp_path: Path) -> None:
+        fit(tmp_path / "run", corpus)
+        result = fit(tmp_path / "run", corpus, resume=True, train=dict(max_steps=30, log_every=5, validate_every=7))
+        assert (result.step, result.reason) == (30, "step 30 of 30")
+        assert [r["step"] for r in records(tmp_path / "run", "train")] == [4, 8, 12, 16, 20, 25, 30]
+
+    @pytest.mark.parametrize(
+        ("changed", "message"),
+        [
+            (dict(model=dict(latent_size=8)), "model.latent_size was 4 and is 8"),
+            (dict(model=dict(hidden_size=20)), "model.hidden_size was 16 and is 20"),
+            (dict(batches=dict(tokens=256)), "batches.tokens was 128 and is 256"),
+            (dict(objective=dict(free_bits=0.5)), "objective.free_bits was 0.0 and is 0.5"),
+            (dict(train=dict(seed=9)), "train.seed was 1 and is 9"),
+            (dict(train=dict(learning_rate=0.5)), "train.learning_rate was 0.01 and is 0.5"),
+        ],
+    )
+    def test_with_a_changed_setting_names_it_and_both_values(
+        self, corpus: Corpus, long_run: Path, changed: dict[str, Any], message: str
+    ) -> None:
+        settings = {key: {**K0.get(key, {}), **changed.get(key, {})} for key in ("model", "batches", "objective", "train")}
+        before = (long_run / "run.json").read_bytes()
+        with pytest.raises(UserError) as caught:
+            fit(long_run, corpus, resume=True, **settings)
+        assert message in str(caught.value)
+        assert (long_run / "run.json").read_bytes() == before
+
+    def test_on_another_corpus_is_refused(self, long_run: Path, tmp_path: Path) -> None:
+        source = write_dialogues(tmp_path / "other.txt", make_dialogues(seed=1))
+        other = prepare(prepare_config(source), tmp_path / "other", quiet=True)
+        with pytest.raises(UserError, match="other is not the corpus this run was trained on"):
+            fit(long_run, other, resume=True, **K0)
+
+    def test_from_a_damaged_checkpoint_goes_back_one_and_says_so(
+        self, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        settings: dict[str, Any] = dict(train=dict(keep_last=2))
+        fit(tmp_path / "whole", corpus, **settings)
+        fit(tmp_path / "run", corpus, **settings)
+        newest = checkpoint(tmp_path / "run")
+        (newest / "optimizer.safetensors").write_bytes(b"damaged")
+        train(run_config(**settings), corpus, tmp_path / "run", resume=True)
+        assert f"{newest}: damaged (optimizer.safetensors" in capsys.readouterr().err
+        assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+    @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"config": {}}', '{"config": {}, "corpus": 1}', "\0"])
+    def test_of_a_folder_whose_record_is_damaged_is_refused(self, corpus: Corpus, tmp_path: Path, text: str) -> None:
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(UserError, match=r"holds no run \(run.json\)"):
+            fit(tmp_path, corpus, resume=True)
+
+    def test_of_nothing_is_refused(self, corpus: Corpus, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="holds no run"):
+            fit(tmp_path / "run", corpus, resume=True)
+        assert not (tmp_path / "run").exists()
+
+
+class TestLearning:
+    def test_lowers_the_bound_on_held_out_turns(self, long_run: Path, corpus: Corpus) -> None:
+        nats = [-record["elbo"] for record in records(long_run, "validation")]
+        assert [record["step"] for record in records(long_run, "validation")] == [50, 100, 150, 200]
+        split = corpus["validation"]
+        pieces = [size + 1 for size in np.diff(split.turns).tolist() if size <= 24]
+        uniform = math.log(400) * sum(pieces) / len(pieces)  # what a model spends that knows nothing
+        assert nats[-1] < 0.75 * uniform
+        assert nats[-1] < nats[0]
+
+    def test_steers_the_weight_by_the_rate_of_each_step(self, corpus: Corpus, tmp_path: Path) -> None:
+        fit(tmp_path / "run", corpus, objective=dict(target_rate=0.5, beta=0.055), train=dict(max_steps=30, log_every=1))
+        weight = 0.05
+        for record in records(tmp_path / "run", "train"):
+            assert record["kl_weight"] == pytest.approx(weight, rel=1e-9)
+            weight = min(weight * math.exp(0.01 * np.clip(record["rate"] / 0.5 - 1, -1, 1)), 0.055)
+        assert weight != 0.05
+        assert state(tmp_path / "run")["kl_weight"] == pytest.approx(weight, rel=1e-9)
+
+    def test_is_the_same_for_the_same_seed_and_another_for_another(self, corpus: Corpus, tmp_path: Path) -> None:
+        for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+            fit(tmp_path / name, corpus, train=dict(seed=seed, max_steps=10))
+        assert_same_run(tmp_path / "a", tmp_path / "b")
+        assert records(tmp_path / "a") != records(tmp_path / "c")
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            dict(),
+            dict(objective=dict(target_rate=3.0)),
+            dict(model=dict(context_turns=2, speakers=True), batches=dict(word_dropout=0.3, context_dropout=0.3)),
+            dict(objective=dict(free_bits=1.0, free_bits_per="total")),
+            dict(model=dict(latent_size=0)),
+        ],
+        ids=["plain", "target_rate", "context", "free_bits", "no_latent"],
+    )
+    def test_in_three_parts_is_the_same_as_in_one(
+        self, corpus: Corpus, tmp_path: Path, settings: dict[str, Any], in_double_precision: None
+    ) -> None:
+        for parts in (1, 3):
+            fit(tmp_path / str(parts), corpus, **settings, train=dict(accumulate=parts, max_steps=12))
+        one, three = weights(tmp_path / "1"), weights(tmp_path / "3")
+        for name in one:
+            assert torch.allclose(one[name], three[name], rtol=0, atol=1e-9), name
+        for a, b in zip(records(tmp_path / "1"), records(tmp_path / "3"), strict=True):
+            assert a.pop("split") == b.pop("split")
+            assert a == pytest.approx(b, rel=1e-9)
+
+    @pytest.mark.parametrize("settings", [K0, K2, dict(model=dict(latent_size=0))], ids=["K0", "K2", "no_latent"])
+    def test_gives_a_model_that_loads_and_writes(self, corpus: Corpus, tmp_path: Path, settings: dict[str, Any]) -> None:
+        result = fit(tmp_path / "run", corpus, **{**settings, "train": dict(max_steps=10)})
+        pipeline = load(tmp_path / "run")
+        assert len(list(pipeline.sample(3, seed=0))) == 3
+        assert pipeline.info["step"] == 10
+        assert pipeline.info["corpus"]["fingerprint"] == corpus.fingerprint
+        assert result.validation.latent_size == pipeline.model.config.latent_size
+
+    def test_takes_turns_longer_than_a_user_may_type(
+        self, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("vrae.generation.pipeline.MAX_CHARACTERS", 9)
+        monkeypatch.setattr(trainer, "MAX_CHARACTERS", 9)
+        assert fit(tmp_path / "run", corpus, model=dict(context_turns=1)).step == 20
+
+
+class TestRecords:
+    def test_an_elbo_is_never_weighted(self, long_run: Path) -> None:
+        found = records(long_run)
+        assert len(found) == 54
+        for record in found:
+            assert record["elbo"] == -(record["rate"] + record["distortion"])
+            assert 0 < record["kl_weight"] < 1
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            dict(objective=dict(beta=0.3, kl_schedule="constant")),
+            dict(objective=dict(free_bits=2.0)),
+            dict(model=dict(context_turns=2), objective=dict(free_bits=9.0, free_bits_per="total")),
+        ],
+    )
+    @pytest.mark.parametrize("accumulate", [1, 3])
+    def test_are_means_over_the_turns_of_the_interval(
+        self, corpus: Corpus, tmp_path: Path, hook: Hook, settings: dict[str, Any], accumulate: int
+    ) -> None:
+        parts = hook(lambda *_: None)
+        fit(tmp_path / "run", corpus, **settings, train=dict(accumulate=accumulate, validate_every=100))
+        found = records(tmp_path / "run", "train")
+        assert [record["step"] for record in found] == [4, 8, 12, 16, 20]
+        for i, record in enumerate(found):
+            interval = parts[4 * accumulate * i : 4 * accumulate * (i + 1)]
+            turns = sum(len(part.distortion_B) for part in interval)
+            for name, value in (("distortion", "distortion_B"), ("rate", "rate_B"), ("elbo", "elbo_B")):
+                mean = sum(float(getattr(part, value).double().sum()) for part in interval) / turns
+                assert record[name] == pytest.approx(mean, rel=1e-5)
+
+    def test_name_the_weight_and_the_learning_rate_of_their_step(self, corpus: Corpus, tmp_path: Path, hook: Hook) -> None:
+        values: list[float] = []
+        terms = hook(lambda at, terms, value: values.append(float(value.detach())))
+        fit(tmp_path / "run", corpus, train=dict(log_every=1))
+        for record, bound, value in zip(records(tmp_path / "run", "train"), terms, values, strict=True):
+            done = record["step"] - 1  # the first step is step 0 of the schedules
+            assert record["kl_weight"] == pytest.approx(done / 50)
+            warm = min((done + 1) / 5, 1)
+            progress = max(done - 5, 0) / 15
+            assert record["lr"] == pytest.approx(0.01 * warm * (0.05 + 0.95 * (1 + math.cos(math.pi * progress)) / 2))
+            assert value == pytest.approx(float(bound.distortion_B.mean() + done / 50 * bound.rate_B.mean()), rel=1e-6)
+
+    def test_of_validation_are_what_the_saved_model_measures(self, long_run: Path, corpus: Corpus) -> None:
+        pipeline = load(checkpoint(long_run))
+        windows = trainer.Windows(corpus["validation"], run_config(**K0).batches, 0)
+        bound = trainer.measure(pipeline.model, (batch for _, batch in windows.in_order(40)))
+        last = records(long_run, "validation")[-1]
+        for name in ("elbo", "rate", "distortion", "active_units", "bits_per_token"):
+            assert last[name] == getattr(bound, name)
+
+    def test_count_active_units_over_the_interval(
+        self, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[Tensor] = []
+        real = trainer.offsets
+
+        def spy(*gaussians: Any) -> Tensor:
+            seen.append(real(*gaussians) * torch.tensor([0.1, 2.0, 4.0, 50.0]))
+            return seen[-1]
+
+        monkeypatch.setattr(trainer, "offsets", spy)
+        fit(tmp_path / "run", corpus, train=dict(validate_every=100))
+        found = [record["active_units"] for record in records(tmp_path / "run", "train")]
+        expected = [torch.cat(seen[i : i + 4]).detach().double().var(0) for i in range(0, 20, 4)]
+        assert found == [int((variance >= 0.01).sum()) for variance in expected]
+        assert len(set(found)) > 1
+
+    def test_say_in_words_that_the_posterior_has_collapsed(
+        self, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        # A rate that costs twenty times its nats from the first step on is given up at once.
+        config = run_config(objective=dict(kl_schedule="constant", beta=20.0), train=dict(max_steps=60, validate_every=60))
+        result = train(config, corpus, tmp_path / "run")
+        assert result.validation.collapse.state == "collapsed"
+        warning = capsys.readouterr().err
+        assert "warning: the posterior has collapsed onto the prior: the rate is 0.0" in warning
+        assert "objective.free_bits" in warning
+
+    def test_say_nothing_of_the_kind_where_there_is_no_latent(
+        self, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        train(run_config(model=dict(latent_size=0)), corpus, tmp_path / "run")
+        assert "warning" not in capsys.readouterr().err
+
+    def test_hold_samples_of_the_same_inputs_each_time(self, corpus: Corpus, tmp_path: Path) -> None:
+        fit(tmp_path / "run", corpus, model=dict(context_turns=1))
+        first, second = (record["samples"] for record in read_records(tmp_path / "run" / "samples.jsonl"))
+        assert first.keys() == second.keys() == {"reconstruction", "reply", "sample"}
+        for kind in ("reconstruction", "reply"):
+            assert [row[0] for row in first[kind]] == [row[0] for row in second[kind]]
+            assert len(first[kind]) == 5
+
+
+class TestBadSteps:
+    def test_are_skipped_and_counted_and_leave_the_weights_alone(self, corpus: Corpus, tmp_path: Path, hook: Hook) -> None:
+        short = dict(max_steps=6, log_every=3)
+        hook(nan_at(4, 5, 6))
+        fit(tmp_path / "bad", corpus, train=short)
+        assert state(tmp_path / "bad")["skipped"] == 3
+        assert state(tmp_path / "bad")["step"] == 6
+        assert [record["step"] for record in records(tmp_path / "bad", "train")] == [3]  # nothing to tell of 4 to 6
+        hook(nan_at())
+        fit(tmp_path / "good", corpus, train={**short, "max_steps": 3})
+        bad, good = weights(tmp_path / "bad"), weights(tmp_path / "good")  # up to step 3 both warm up
+        assert all(torch.equal(bad[name], good[name]) for name in good)
+
+    def test_do_not_enter_the_records(self, corpus: Corpus, tmp_path: Path, hook: Hook) -> None:
+        parts = hook(nan_at(2))
+        fit(tmp_path / "run", corpus, train=dict(max_steps=4))
+        [record] = records(tmp_path / "run", "train")
+        good = [part for i, part in enumerate(parts, 1) if i != 2]
+        distortion = torch.cat([part.distortion_B for part in good]).double().mean()
+        assert record["distortion"] == pytest.approx(float(distortion), rel=1e-6)
+        assert record["elbo"] == -(record["distortion"] + record["rate"])
+
+    def test_do_not_spoil_the_count_of_active_units(
+        self, corpus: Corpus, tmp_path: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real, count = trainer.offsets, iter(range(1, 99))
+        monkeypatch.setattr(trainer, "offsets", lambda q, p: real(q, p) * (math.nan if next(count) == 2 else 1e3))
+        hook(nan_at(2))
+        fit(tmp_path / "run", corpus, train=dict(max_steps=4))
+        [record] = records(tmp_path / "run", "train")
+        assert record["active_units"] == 4
+
+    def test_are_those_with_infinite_terms_too(self, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        real, count = trainer.VRAE.log_prob, iter(range(1, 999))
+        monkeypatch.setattr(trainer.VRAE, "log_prob", lambda *a: real(*a) * (math.inf if next(count) == 2 else 1))
+        fit(tmp_path / "run", corpus, train=dict(max_steps=4))
+        [record] = records(tmp_path / "run", "train")
+        assert math.isfinite(record["elbo"])
+        assert state(tmp_path / "run")["skipped"] == 1
+
+    def test_ten_in_a_row_end_the_run_with_exit_code_3(self, corpus: Corpus, tmp_path: Path, hook: Hook) -> None:
+        hook(nan_at(*range(8, 99)))
+        with pytest.raises(DivergenceError, match="10 steps in a row up to step 17") as caught:
+            fit(tmp_path / "run", corpus, train=dict(max_steps=50, checkpoint_every=5))
+        assert caught.value.exit_code == 3
+        assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+    def test_nine_in_a_row_do_not(self, corpus: Corpus, tmp_path: Path, hook: Hook) -> None:
+        hook(nan_at(*range(2, 11), *range(12, 21)))
+        assert fit(tmp_path / "run", corpus, train=dict(max_steps=22)).step == 22
+        assert state(tmp_path / "run")["skipped"] == 18
+
+
+class TestEnd:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Every look at the clock is the 64th of a minute after the one before."""
+
+        def ticks() -> Iterator[float]:
+            now = 0.0
+            while True:
+                yield now
+                now += 60 / 64
+
+        ticking = ticks()
+        fake = type(time)("time")
+        fake.monotonic, fake.perf_counter = lambda: next(ticking), time.perf_counter  # type: ignore[attr-defined]
+        monkeypatch.setattr(trainer, "time", fake)
+
+    def test_by_minutes_is_planned_after_fifty_steps(self, corpus: Corpus, tmp_path: Path, clock: None) -> None:
+        result = fit(tmp_path / "run", corpus, train=dict(max_steps=0, max_minutes=1.0))
+        # 64 steps fill a minute, so 97 % of it holds 62.
+        assert (result.step, result.reason) == (62, "step 62 of 62")
+        assert records(tmp_path / "run", "validation")[-1]["lr"] == pytest.approx(0.05 * 0.01)
+
+    def test_by_minutes_may_come_before_there_is_a_plan(self, corpus: Corpus, tmp_path: Path, clock: None) -> None:
+        result = fit(tmp_path / "run", corpus, train=dict(max_steps=0, max_minutes=0.25))
+        assert (result.step, result.reason) == (16, "0.25 minutes")
+
+    def test_by_minutes_holds_for_a_number_of_steps_too(self, corpus: Corpus, tmp_path: Path, clock: None) -> None:
+        result = fit(tmp_path / "run", corpus, train=dict(max_steps=500, max_minutes=0.25))
+        assert (result.step, result.reason) == (16, "0.25 minutes")
+
+    def test_by_minutes_counts_the_time_before_resuming(self, corpus: Corpus, tmp_path: Path, clock: None) -> None:
+        fit(tmp_path / "run", corpus, train=dict(max_steps=500, max_minutes=0.25))
+        result = fit(tmp_path / "run", corpus, resume=True, train=dict(max_steps=500, max_minutes=0.5))
+        assert result.step == 32
+
+    @pytest.mark.parametrize("minutes", [0.875, 1.5])
+    def test_by_other_minutes_is_planned_anew_on_resuming(
+        self, corpus: Corpus, tmp_path: Path, clock: None, minutes: float
+    ) -> None:
+        fit(tmp_path / "run", corpus, train=dict(max_steps=0, max_minutes=0.8125))
+        result = fit(tmp_path / "run", corpus, resume=True, train=dict(max_steps=0, max_minutes=minutes, log_every=1))
+        assert result.step == int(62.08 * minutes)
+        # The learning rate follows the new plan from the first step on.
+        rates = [record["lr"] for record in records(tmp_path / "run", "train") if record["step"] > 50]
+        assert rates == sorted(rates, reverse=True)
+        assert rates[0] < 0.01
+
+    def test_in_earnest_keeps_within_its_minutes(self, corpus: Corpus, tmp_path: Path) -> None:
+        began = time.monotonic()
+        result = fit(tmp_path / "run", corpus, train=dict(max_steps=0, max_minutes=0.03, validate_every=10_000))
+        assert time.monotonic() - began < 6
+        assert result.step > 50
+
+    @pytest.mark.parametrize(("patience", "ends", "best"), [(1, 15, 10), (2, 30, 20), (3, 35, 20), (0, 50, 45)])
+    def test_by_patience_comes_after_so_many_validations_without_a_better_one(
+        self, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int, ends: int, best: int
+    ) -> None:
+        scripted, real = iter([-9.0, -8, -8.5, -7, -7.5, -7.2, -7, -7, -6, -6.5]), trainer.measure
+
+        def measure(*arguments: Any) -> Bound:
+            return dataclasses.replace(real(*arguments), elbo=next(scripted))
+
+        monkeypatch.setattr(trainer, "measure", measure)
+        settings = dict(max_steps=50, validate_every=5, checkpoint_every=100, patience=patience)
+        result = fit(tmp_path / "run", corpus, train=settings)
+        assert result.step == ends
+        assert result.reason == (f"no better validation in {patience}" if patience else "step 50 of 50")
+        assert checkpoint(tmp_path / "run", "best").name == f"step-{best:08d}"
+        assert checkpoint(tmp_path / "run").name == f"step-{ends:08d}"
+
+
+class TestRefusals:
+    def test_a_folder_that_is_not_empty(self, corpus: Corpus, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "precious.txt").write_text("mine")
+        with pytest.raises(UserError, match="run: not empty"):
+            fit(tmp_path / "run", corpus)
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["precious.txt"]
+
+    def test_a_file_in_the_place_of_the_folder(self, corpus: Corpus, tmp_path: Path) -> None:
+        (tmp_path / "run").write_text("mine")
+        with pytest.raises(UserError, match="run: cannot write"):
+            fit(tmp_path / "run", corpus)
+
+    def test_a_vocabulary_that_is_not_the_corpuss(self, corpus: Corpus, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"vocab_size 399: .* has 400 pieces"):
+            fit(tmp_path / "run", corpus, model=dict(vocab_size=399))
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("device", ["cuda:99", "tpu", "", "mps"])
+    def test_a_device_that_is_not_there(self, corpus: Corpus, tmp_path: Path, device: str) -> None:
+        with pytest.raises(ConfigError, match=f"device '{device}'"):
+            fit(tmp_path / "run", corpus, train=dict(device=device))
+
+    def test_a_full_disk(self, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*arguments: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("vrae.training.checkpoint.write_folder", full)
+        with pytest.raises(UserError, match="cannot write a checkpoint: No space left on device"):
+            fit(tmp_path / "run", corpus)
+
+
+class TestDryRun:
+    def test_leaves_its_own_folder_only_and_can_be_repeated(self, corpus: Corpus, tmp_path: Path) -> None:
+        for _ in range(2):
+            result = fit(tmp_path / "run", corpus, dry_run=True, **K2)
+            assert (result.step, result.run) == (2, tmp_path / "run" / "dry-run")
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["dry-run"]
+        assert [record["split"] for record in records(result.run)] == ["train", "train", "validation"]
+
+    def test_does_not_stand_in_the_way_of_the_run(self, corpus: Corpus, tmp_path: Path) -> None:
+        fit(tmp_path / "run", corpus, dry_run=True)
+        assert fit(tmp_path / "run", corpus).step == 20
+        fit(tmp_path / "run", corpus, dry_run=True)
+        assert checkpoint(tmp_path / "run").name == "step-00000020"
+
+
+class TestCommand:
+    def arguments(self, corpus: Corpus, run: Path) -> list[str]:
+        settings = dataclasses.asdict(run_config())
+        given = [f"--{group}.{name}={value}" for group in settings for name, value in settings[group].items()]
+        return ["train", "--data", str(corpus.path), "--out", str(run), "--quiet", *given]
+
+    def test_ends_with_0_where_it_went_well(self, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(self.arguments(corpus, tmp_path / "run")) == 0
+        assert "ended at step 20 of 20" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_ends_with_the_signals_code_after_saving(
+        self, corpus: Corpus, tmp_path: Path, hook: Hook, number: signal.Signals, code: int
+    ) -> None:
+        hook(lambda at, terms, value: signal.raise_signal(number) if at == 3 else None)
+        assert main(self.arguments(corpus, tmp_path / "run")) == code
+        assert main([*self.arguments(corpus, tmp_path / "run"), "--resume"]) == 0
+        assert state(tmp_path / "run")["step"] == 20
+
+    def test_ends_with_3_where_it_diverged(self, corpus: Corpus, tmp_path: Path, hook: Hook) -> None:
+        hook(nan_at(*range(1, 99)))
+        assert main(self.arguments(corpus, tmp_path / "run")) == 3
+
+    def test_ends_with_2_where_it_was_asked_for_nonsense(
+        self, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "run").write_text("mine")
+        assert main(self.arguments(corpus, tmp_path / "run")) == 2
+        assert capsys.readouterr().err.count("\n") == 1

@@ -313,7 +313,7 @@ class DecodingConfig:
         max_tokens: longest text, in pieces.
     """
 
-    temperature: float = 0.7
+    temperature: float = 0.5
     top_k: int = 0
     top_p: float = 0.9
     max_tokens: int = 48

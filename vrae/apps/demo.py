@@ -6,6 +6,7 @@ interpolates (see configs/demo.yaml).
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from vrae.config import CHITCHAT_CLEANING, PrepareConfig, RunConfig, SourceConfi
 from vrae.errors import ConfigError, UserError
 from vrae.files import write_folder
 
+# Lower case and few pieces: in six minutes the model should learn words, not their spellings.
+CLEANING = dataclasses.replace(CHITCHAT_CLEANING, lowercase=True, restore_apostrophes=True)
+CORPUS = PrepareConfig(SourceConfig("chitchat"), CLEANING, vocab_size=4000)
 PROMPTS = (
     ("How was your weekend?",),
     ("What do you like to do for fun?",),
@@ -48,7 +52,7 @@ def demo(config: RunConfig, out: Path, seed: int) -> None:
         print(f"[1/3] corpus: using {corpus.path}", flush=True)
     else:
         print("[1/3] corpus: preparing chitchat, 4,004 human conversations", flush=True)
-        corpus = prepare(PrepareConfig(SourceConfig("chitchat"), CHITCHAT_CLEANING), out / "corpus", overwrite=True)
+        corpus = prepare(CORPUS, out / "corpus", overwrite=True)
     if (out / "model" / CONFIG).is_file():
         print(f"[2/3] model: using {out / 'model'} (remove {out} to train anew)", flush=True)
     else:

@@ -175,7 +175,9 @@ class BatchConfig:
     Args:
         tokens: target tokens per optimiser step, end marks included.
         max_turn_tokens: targets longer than this are left out (and counted); context turns keep their last so many.
-        context_dropout: probability that a training example's whole context is hidden, [0, 1].
+        context_dropout: probability that a training example keeps only the last j of its context turns, j drawn evenly
+            from 0 to context_turns - 1, [0, 1]. So short and empty contexts occur all over a dialogue, not at its start
+            alone.
         word_dropout: probability that a decoder input token is replaced by <unk> in training, [0, 1] (Bowman et al. 2016).
         segment_turns: with a context, consecutive turns of one dialogue that stay in one batch, to share encoded turns.
     """

@@ -413,20 +413,29 @@ def test_words_are_dropped_from_inputs_at_their_rate_and_from_nothing_else(split
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
-def test_contexts_are_hidden_whole_at_their_rate(split: Split, rate: float) -> None:
-    hidden = contexts = 0
+def test_contexts_are_cut_to_their_last_turns_at_their_rate_and_evenly(split: Split, rate: float) -> None:
+    """Of full windows, a share `rate` is cut, and each length from 0 to K - 1 is as frequent as the others."""
+    K = 3
+    kept, full = [0] * (K + 1), 0
     for batch, whole in losing_and_not(split, context_dropout=rate, word_dropout=0.0):
-        for (context, target, bits), example in zip(examples_of(batch), examples_of(whole), strict=True):
-            assert (context, target, bits) in (example, ((), example[1], ()))
-            contexts += example[0] != ()
-            hidden += example[0] != () and context == ()
-    assert_rate(hidden, contexts, rate)
+        for (context, target, bits), (all_turns, all_target, all_bits) in zip(
+            examples_of(batch), examples_of(whole), strict=True
+        ):
+            count = len(context)
+            assert target == all_target
+            assert (context, bits) == (all_turns[len(all_turns) - count :], all_bits[len(all_bits) - count :])
+            if len(all_turns) == K:
+                kept[count] += 1
+                full += 1
+    assert full > 500
+    for count in range(K):
+        assert_rate(kept[count], full, rate / K)
 
 
 def test_a_hidden_context_is_not_encoded(split: Split) -> None:
     windows = windows_of(split, 3)
     chosen = np.arange(30)
-    dropped = Dropped(np.ones(30, bool), np.zeros((30, LIMIT), bool))
+    dropped = Dropped(np.zeros(30, np.int64), np.zeros((30, LIMIT), bool))
     batch = windows.batch(chosen, dropped)
     assert not batch.context_lengths_B.any()
     assert len(batch.turns_NT) == 30

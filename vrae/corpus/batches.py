@@ -91,7 +91,7 @@ def collate(windows: list[Window], context_turns: int) -> Batch:
 class Dropped(NamedTuple):
     """What a training batch loses."""
 
-    context_B: np.ndarray  # bool: the whole context
+    kept_B: np.ndarray  # int64: how many context turns are kept, the latest ones
     words_BT: np.ndarray  # bool: tokens of the decoder's input, T = max_turn_tokens
 
 
@@ -172,7 +172,7 @@ class Windows:
         target_B, start_B = self.target_N[windows_B], self.start_N[windows_B]
         context_lengths_B = np.minimum(target_B - start_B, self.context_turns)
         if dropped:
-            context_lengths_B = np.where(dropped.context_B, 0, context_lengths_B)
+            context_lengths_B = np.minimum(context_lengths_B, dropped.kept_B)
         back_BK = context_lengths_B[:, None] - np.arange(self.context_turns)
         real_BK = back_BK > 0
         context_BK = np.where(real_BK, target_B[:, None] - back_BK, target_B[:, None])
@@ -230,11 +230,12 @@ class TrainingBatches:
         windows_B = self._plan[place]
         B, config = len(windows_B), self.windows.config
         rng = np.random.default_rng([self.seed, 1, step])
-        context_B = rng.random(B) < config.context_dropout
+        K = self.windows.context_turns
+        kept_B = np.where(rng.random(B) < config.context_dropout, rng.integers(0, max(K, 1), B), K)
         words_BT = rng.random((B, config.max_turn_tokens)) < config.word_dropout
         noise_BZ = rng.standard_normal((B, self.latent_size), np.float32)
         return [
-            (self.windows.batch(windows_B[i::count], Dropped(context_B[i::count], words_BT[i::count])), noise)
+            (self.windows.batch(windows_B[i::count], Dropped(kept_B[i::count], words_BT[i::count])), noise)
             for i in range(min(count, B))
             if len(noise := torch.from_numpy(noise_BZ[i::count]))
         ]

@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--min_tokens", type=int, default=2)
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--show", type=int, default=2, help="print the first so many paths")
     options = parser.parse_args()
 
     model, corpus = vrae.load(options.model), Corpus(options.data)
@@ -50,12 +51,14 @@ def main() -> None:
     rng = np.random.default_rng(options.seed)
     exact = ends = 0
     distinct, jumps, largest = [], [], []
-    for _ in range(options.pairs):
+    for pair in range(options.pairs):
         a, b = (sentences[i] for i in rng.choice(len(sentences), 2, replace=False))
         for result in model.reconstruct([a, b]):
             exact, ends = exact + result.exact, ends + 1
         texts = [step.text for step in model.interpolate(a, b, options.steps)]
         distinct.append(len(set(texts)))
+        if pair < options.show:
+            print("\n".join(texts), end="\n\n")
         ids = encode(texts)
         steps = [1 - common_subsequence(x, y) / max(len(x), len(y), 1) for x, y in itertools.pairwise(ids)]
         jumps.append(float(np.mean(steps)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +153,8 @@ class Pipeline:
             if not open_rows:
                 break
             rows = torch.tensor(open_rows, device=context_BC.device)
-            noise = self._noise([seed, attempt], n, len(open_rows), decoding.max_tokens)
+            own = [self._noise([seed, attempt, _digest(windows[b])], n, decoding.max_tokens) for b in open_rows]
+            noise = [torch.cat(parts) for parts in zip(*own, strict=True)]
             z_BZ = Gaussian(*(value[rows] for value in prior)).repeat(n).sample(noise[0])
             drawn = self._decode(z_BZ, context_BC[rows].repeat_interleave(n, 0), noise[1], decoding)
             for place, text in enumerate(drawn):
@@ -174,7 +176,7 @@ class Pipeline:
             prior, context_1C = self.model.condition(batch)
         for start in range(0, n, _ROWS):
             rows = min(_ROWS, n - start)
-            noise = self._noise([seed, start], rows, 1, decoding.max_tokens)
+            noise = self._noise([seed, start], rows, decoding.max_tokens)
             drawn = self._decode(prior.repeat(rows).sample(noise[0]), context_1C.expand(rows, -1), noise[1], decoding)
             for text in drawn:
                 yield Sample(self.tokenizer.decode(text.ids), text.log_prob)
@@ -253,16 +255,13 @@ class Pipeline:
                 texts += decode(self.model.decoder, state, noise_BT[rows], config)
         return texts
 
-    def _noise(self, seed: list[int], rows: int, copies: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """Normal [rows * copies, Z] and uniform [rows * copies, T] noise; every copy the same."""
+    def _noise(self, seed: list[int], rows: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Normal [rows, Z] and uniform [rows, T] noise."""
         rng = np.random.default_rng(seed)
         normal = rng.standard_normal((rows, self.model.config.latent_size), np.float32)
         uniform = rng.random((rows, tokens), np.float32)
         dtype, device = self.model.decoder.out.bias.dtype, self.model.device
-        return (
-            torch.from_numpy(normal).to(device, dtype).repeat(copies, 1),
-            torch.from_numpy(uniform).to(device).repeat(copies, 1),
-        )
+        return torch.from_numpy(normal).to(device, dtype), torch.from_numpy(uniform).to(device)
 
     def _batch(self, windows: Sequence[Window]) -> Batch:
         return collate(list(windows), self.model.config.context_turns).to(self.model.device)
@@ -328,6 +327,11 @@ def model_folder(path: Path) -> Path:
     if not os.path.exists(path):
         raise ModelError(f"--model {path}: no such folder. Train a model first with `vrae demo` or `vrae train`")
     raise ModelError(f"--model {path}: neither a model folder (config.json) nor a run folder (checkpoints/best)")
+
+
+def _digest(window: Window) -> int:
+    """A number of the context, so that with one seed different dialogues get different latents."""
+    return zlib.crc32(b"/".join(turn.tobytes() for turn in window.context))
 
 
 def _normal(text: str) -> str:

@@ -11,23 +11,11 @@ longer length), its mean over steps and the mean of each path's largest.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-
-import numpy as np
 
 import vrae
 from vrae import Corpus
-
-
-def common_subsequence(a: list[int], b: list[int]) -> int:
-    """Length of the longest common subsequence."""
-    row = [0] * (len(b) + 1)
-    for x in a:
-        before = 0
-        for j, y in enumerate(b):
-            before, row[j + 1] = row[j + 1], before + 1 if x == y else max(row[j + 1], row[j])
-    return row[-1]
+from vrae.evaluation.paths import draw_pairs, interpolation, sentences
 
 
 def main() -> None:
@@ -44,35 +32,20 @@ def main() -> None:
     options = parser.parse_args()
 
     model, corpus = vrae.load(options.model), Corpus(options.data)
-    split, encode = corpus[options.split], corpus.tokenizer.encode
-    lengths = np.diff(split.turns)
-    short = np.flatnonzero((lengths >= options.min_tokens) & (lengths <= options.max_tokens))
-    sentences = sorted({corpus.tokenizer.decode(split.turn(turn)) for turn in short.tolist()})
-    rng = np.random.default_rng(options.seed)
-    exact = ends = 0
-    distinct, jumps, largest = [], [], []
-    for pair in range(options.pairs):
-        a, b = (sentences[i] for i in rng.choice(len(sentences), 2, replace=False))
-        for result in model.reconstruct([a, b]):
-            exact, ends = exact + result.exact, ends + 1
-        texts = [step.text for step in model.interpolate(a, b, options.steps)]
-        distinct.append(len(set(texts)))
-        if pair < options.show:
-            print("\n".join(texts), end="\n\n")
-        ids = encode(texts)
-        steps = [1 - common_subsequence(x, y) / max(len(x), len(y), 1) for x, y in itertools.pairwise(ids)]
-        jumps.append(float(np.mean(steps)))
-        largest.append(max(steps))
+    among = sentences(corpus[options.split], corpus.tokenizer, min_tokens=options.min_tokens, max_tokens=options.max_tokens)
+    found = interpolation(model, draw_pairs(among, options.pairs, seed=options.seed), options.steps)
+    for path in found.paths[: options.show]:
+        print("\n".join(path), end="\n\n")
     print(
         json.dumps(
             {
                 "pairs": options.pairs,
-                "sentences": len(sentences),
-                "exact_end_points": exact / ends,
-                "distinct_per_path": float(np.mean(distinct)),
+                "sentences": len(among),
+                "exact_end_points": found.exact_ends,
+                "distinct_per_path": found.distinct,
                 "steps": options.steps,
-                "mean_step_change": float(np.mean(jumps)),
-                "mean_largest_step_change": float(np.mean(largest)),
+                "mean_step_change": found.step_change,
+                "mean_largest_step_change": found.largest_step_change,
             }
         )
     )

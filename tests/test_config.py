@@ -13,6 +13,7 @@ from vrae.config import (
     BatchConfig,
     CleaningConfig,
     DecodingConfig,
+    EvaluateConfig,
     ModelConfig,
     ObjectiveConfig,
     PrepareConfig,
@@ -61,12 +62,16 @@ RANGES: dict[type[Any], dict[str, tuple[list[Any], list[Any]]]] = {
         "encoder_layers": ([0, 33], [1, 32]),
         "decoder_layers": ([0, 33], [1, 32]),
         "dropout": ([-0.1, 1.0, NAN], [0.0, 0.99]),
+        "prior_components": ([0, 1001], [1, 1000]),
+        "flow_steps": ([-1, 65], [0, 64]),
+        "batch_norm_scale": ([-0.1, 100.1, NAN], [0.0, 100.0]),
     },
     BatchConfig: {
         "tokens": ([0], [1]),
         "max_turn_tokens": ([0], [1]),
         "segment_turns": ([0], [1]),
         "context_dropout": ([-0.1, 1.1, NAN], [0.0, 1.0]),
+        "utterance_dropout": ([-0.1, 1.1, NAN], [0.0, 1.0]),
         "word_dropout": ([-0.1, 1.1, NAN], [0.0, 1.0]),
     },
     ObjectiveConfig: {
@@ -75,6 +80,9 @@ RANGES: dict[type[Any], dict[str, tuple[list[Any], list[Any]]]] = {
         "target_rate": ([-0.1, NAN], [0.0]),
         "kl_warmup_steps": ([0], [1]),
         "kl_cycles": ([0], [1]),
+        "bag_of_words": ([-0.1, NAN], [0.0]),
+        "importance_samples": ([0], [1]),
+        "pretrain_steps": ([-1], [0]),
     },
     TrainConfig: {
         "max_steps": ([-1, 0], [1]),
@@ -99,6 +107,16 @@ RANGES: dict[type[Any], dict[str, tuple[list[Any], list[Any]]]] = {
         "top_k": ([-1], [0]),
         "top_p": ([0.0, 1.1, NAN], [1e-9, 1.0]),
         "max_tokens": ([0, 129], [1, 128]),
+    },
+    EvaluateConfig: {
+        "k": ([-1], [0]),
+        "max_turns": ([-1], [0]),
+        "max_turn_tokens": ([-1], [0]),
+        "samples": ([-1, 1], [0, 2]),
+        "paths": ([-1], [0]),
+        "contexts": ([-1], [0]),
+        "replies": ([0, 257], [1, 256]),
+        "seed": ([-1, 2**63], [0, 2**63 - 1]),
     },
 }
 
@@ -127,6 +145,43 @@ def test_a_value_at_the_end_of_its_range_is_accepted(cls: type[Any], name: str, 
 def test_every_number_has_a_range(cls: type[Any]) -> None:
     numbers = {field.name for field in dataclasses.fields(cls) if type(getattr(cls(), field.name)) in (int, float)}
     assert numbers == set(RANGES[cls])
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "message"),
+    [
+        (ModelConfig, dict(prior="mixture"), "model.prior mixture is learnt from a context"),
+        (ModelConfig, dict(prior="gaussian"), "needs model.context_turns of 1 or more"),
+        (ModelConfig, dict(context_turns=1, batch_norm_scale=0.5), "set model.prior to standard"),
+        (ModelConfig, dict(latent_size=1, flow_steps=2), "needs model.latent_size of 2 or more"),
+        (EvaluateConfig, dict(split="dev"), "--split must be one of train, validation, test. Got 'dev'"),
+    ],
+)
+def test_settings_that_have_no_meaning_together_are_refused(cls: type[Any], settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        cls(**settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "message"),
+    [
+        (dict(context_turns=1), dict(aggressive=True), "objective.aggressive needs model.context_turns 0"),
+        (dict(flow_steps=1), dict(doubly_reparameterised=True), "set model.flow_steps to 0"),
+    ],
+)
+def test_a_run_whose_parts_have_no_meaning_together_is_refused(
+    model: dict[str, Any], objective: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        RunConfig(model=ModelConfig(**model), objective=ObjectiveConfig(**objective))
+
+
+@pytest.mark.parametrize(
+    ("settings", "prior"),
+    [({}, "standard"), (dict(context_turns=1), "gaussian"), (dict(context_turns=1, prior="standard"), "standard")],
+)
+def test_the_prior_is_standard_without_a_context_and_learnt_with_one_unless_told(settings: dict[str, Any], prior: str) -> None:
+    assert ModelConfig(**settings).prior_of_context == prior
 
 
 def test_an_odd_width_is_accepted_where_a_turn_is_read_in_one_direction() -> None:

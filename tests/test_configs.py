@@ -10,6 +10,8 @@ from vrae.apps.cli import main
 from vrae.apps.parser import configs
 
 ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+NAMES = [path.relative_to(CONFIGS).with_suffix("").as_posix() for path in sorted(CONFIGS.rglob("*.yaml"))]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +22,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(out)
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "configs").glob("*.yaml"))])
+@pytest.mark.parametrize("name", NAMES)
 def test_it_trains(name: str, corpus: str, tmp_path: Path) -> None:
     assert name in configs()
     arguments = ["--config", name, "--data", corpus, "--out", str(tmp_path), "--dry-run", "--quiet", "--train.threads", "1"]
@@ -28,7 +30,9 @@ def test_it_trains(name: str, corpus: str, tmp_path: Path) -> None:
     assert (tmp_path / "dry-run" / "checkpoints" / "best").is_file()
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "configs").glob("*.yaml"))])
+@pytest.mark.parametrize("name", NAMES)
 def test_its_header_names_the_command_that_runs_it(name: str) -> None:
     header = [line for line in configs()[name].read_text().splitlines() if line.startswith("#")]
-    assert any(line.startswith("#   vrae ") for line in header)
+    commands = [line for line in header if line.startswith("#   vrae ")]
+    assert commands
+    assert all(f"{name.split('/')[-1]}" in line for line in commands if "--config" in line)

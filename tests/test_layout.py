@@ -16,10 +16,13 @@ ROOT = Path(vrae.__file__).parent
 ORDER = {
     "": ["errors", "config", "files"],
     "corpus": ["readers", "layouts", "sources", "cleaning", "tokenizer", "prepared", "batches"],
-    "model": ["gaussian", "encoder", "decoder", "vrae", "folder"],
+    "model": ["gaussian", "mixture", "flow", "encoder", "decoder", "vrae", "folder"],
     "generation": ["decoding", "latent", "pipeline"],
-    "evaluation": ["information", "likelihood"],
-    "training": ["schedules", "objective", "hardware", "signals", "checkpoint", "monitor", "run_folder", "trainer"],
+    "evaluation": [
+        "information", "turns", "likelihood", "score", "bits_back", "container", "compression", "bleu", "diversity", "vectors", "dialogue",
+        "quality", "paths", "report",
+    ],
+    "training": ["schedules", "objective", "hardware", "signals", "checkpoint", "monitor", "run_folder", "trainer", "judge"],
 }
 PLACES = [".".join(filter(None, ("vrae", group, module))) for group, modules in ORDER.items() for module in modules]
 LAST = ("vrae.apps.", "vrae.__main__")  # on top of everything, in any order among themselves

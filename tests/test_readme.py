@@ -81,3 +81,15 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
 def test_every_configuration_is_listed() -> None:
     listed = set(re.findall(r"\(configs/([\w-]+)\.yaml\)", README))
     assert listed == {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+
+
+def test_every_remedy_is_listed_where_they_are_explained() -> None:
+    text = (ROOT / "docs" / "remedies.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"\(\.\./configs/remedies/([\w-]+)\.yaml\)", text))
+    assert listed == {path.stem for path in (ROOT / "configs" / "remedies").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_every_link_of_the_docs_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target

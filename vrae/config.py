@@ -135,6 +135,13 @@ class ModelConfig:
         tied_output: the output layer reuses the token embeddings, through a projection from H to E.
         dropout: share of the embeddings, of what passes between layers, and of the decoder's outputs set to zero, [0, 1).
         speakers: tell the context encoder, for every turn, whether its speaker is the one about to speak.
+        prior: p(z | c): `standard`, N(0, I) whatever the context; `gaussian`, learnt; `mixture`, a learnt mixture of Gaussians
+            (Gu et al. 2019); `auto`: standard without a context, gaussian with one.
+        prior_components: Gaussians in the mixture.
+        flow_steps: affine couplings that bend the Gaussian posterior (Rezende & Mohamed 2015; Dinh et al. 2017). 0: none.
+        batch_norm_scale: hold each dimension of the posterior mean at this standard deviation over a batch, so that the rate
+            cannot vanish (Zhu et al. 2020: 0.5 to 0.7). 0: off. Needs the standard prior.
+        skip_latent: add z to the input of the output layer as well (Dieng et al. 2019).
     """
 
     vocab_size: int = 0
@@ -149,6 +156,16 @@ class ModelConfig:
     tied_output: bool = True
     dropout: float = 0.2
     speakers: bool = False
+    prior: Literal["auto", "standard", "gaussian", "mixture"] = "auto"
+    prior_components: int = 5
+    flow_steps: int = 0
+    batch_norm_scale: float = 0.0
+    skip_latent: bool = False
+
+    @property
+    def prior_of_context(self) -> str:
+        """`prior` with `auto` decided."""
+        return self.prior if self.prior != "auto" else "gaussian" if self.context_turns else "standard"
 
     def __post_init__(self) -> None:
         # The upper ends keep the config.json of a stranger from asking for all memory there is.
@@ -157,6 +174,8 @@ class ModelConfig:
             **dict.fromkeys(("embedding_size", "hidden_size", "context_size"), (1, 65_536)),
             **dict.fromkeys(("encoder_layers", "decoder_layers"), (1, 32)),
             "context_turns": (0, 1000),
+            "prior_components": (1, 1000),
+            "flow_steps": (0, 64),
         }
         for name, (least, most) in ranges.items():
             value = getattr(self, name)
@@ -165,6 +184,19 @@ class ModelConfig:
         _require(
             not self.bidirectional or self.hidden_size % 2 == 0,
             f"model.hidden_size must be even with model.bidirectional. Got {self.hidden_size}",
+        )
+        _require(0 <= self.batch_norm_scale <= 100, f"model.batch_norm_scale must be in [0, 100]. Got {self.batch_norm_scale}")
+        _require(
+            self.context_turns > 0 or self.prior_of_context == "standard",
+            f"model.prior {self.prior} is learnt from a context: it needs model.context_turns of 1 or more",
+        )
+        _require(
+            not self.batch_norm_scale or self.prior_of_context == "standard",
+            "model.batch_norm_scale bounds the rate under the standard prior alone: set model.prior to standard",
+        )
+        _require(
+            not self.flow_steps or self.latent_size != 1,
+            "model.flow_steps changes one half of the dimensions by the other: it needs model.latent_size of 2 or more",
         )
 
 
@@ -178,6 +210,8 @@ class BatchConfig:
         context_dropout: probability that a training example keeps only the last j of its context turns, j drawn evenly
             from 0 to context_turns - 1, [0, 1]. So short and empty contexts occur all over a dialogue, not at its start
             alone.
+        utterance_dropout: probability that the vector of a context turn is replaced by zeros in training, [0, 1] (Park et al.
+            2018).
         word_dropout: probability that a decoder input token is replaced by <unk> in training, [0, 1] (Bowman et al. 2016).
         segment_turns: with a context, consecutive turns of one dialogue that stay in one batch, to share encoded turns.
     """
@@ -185,13 +219,14 @@ class BatchConfig:
     tokens: int = 2048
     max_turn_tokens: int = 48
     context_dropout: float = 0.0
+    utterance_dropout: float = 0.0
     word_dropout: float = 0.0
     segment_turns: int = 8
 
     def __post_init__(self) -> None:
         for name in ("tokens", "max_turn_tokens", "segment_turns"):
             _require(getattr(self, name) >= 1, f"batches.{name} must be 1 or more. Got {getattr(self, name)}")
-        for name in ("context_dropout", "word_dropout"):
+        for name in ("context_dropout", "utterance_dropout", "word_dropout"):
             _require(0 <= getattr(self, name) <= 1, f"batches.{name} must be in [0, 1]. Got {getattr(self, name)}")
 
 
@@ -206,10 +241,21 @@ class ObjectiveConfig:
         kl_schedule: how the weight grows from 0 to beta: `constant` (at once), `linear`, `logistic`, `cosine`, `cyclical`.
         kl_warmup_steps: steps of that growth; with `cyclical`, steps of one whole cycle.
         kl_cycles: with `cyclical`, number of cycles (Fu et al. 2019); half of each is growth.
-        free_bits: nats that cost nothing, per latent dimension or in total (Kingma et al. 2016). 0: off.
-        free_bits_per: `dimension`: each dimension's batch mean below `free_bits` is free; `total`: each turn's total is.
+        free_bits: nats of the rate that cost nothing (Kingma et al. 2016; Li et al. 2019). 0: off.
+        free_bits_per: what each has so many nats free: `dimension`, a latent dimension's mean over the batch; `value`, each
+            dimension of each turn; `turn`, each turn's total; `batch`, the mean total of the batch.
         target_rate: hold the rate at this many nats per turn by steering the weight between 0 and beta (Shao et al. 2020).
             0: off, the schedule decides.
+        bag_of_words: weight of a second loss, the turn's words from z and the context alone, without their order (Zhao et al.
+            2017); summed over tokens. 0: off.
+        importance_samples: posterior samples of the bound that is trained on, log 1/k sum_k w_k (Burda et al. 2016). 1: the
+            ELBO.
+        doubly_reparameterised: train the posterior with the gradient whose signal does not fade as importance_samples grows
+            (Tucker et al. 2019).
+        pretrain_steps: train a plain autoencoder (posterior mean, kl_weight 0) for so many steps, then draw the decoder anew;
+            the schedule starts there (Li et al. 2019). 0: off.
+        aggressive: until validation mutual information stops rising, update the inference network as long as the loss falls
+            before each update of the decoder (He et al. 2019). Needs model.context_turns 0.
     """
 
     beta: float = 1.0
@@ -217,14 +263,29 @@ class ObjectiveConfig:
     kl_warmup_steps: int = 2000
     kl_cycles: int = 4
     free_bits: float = 0.0
-    free_bits_per: Literal["dimension", "total"] = "dimension"
+    free_bits_per: Literal["dimension", "value", "turn", "batch"] = "dimension"
     target_rate: float = 0.0
+    bag_of_words: float = 0.0
+    importance_samples: int = 1
+    doubly_reparameterised: bool = False
+    pretrain_steps: int = 0
+    aggressive: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("beta", "free_bits", "target_rate"):
+        for name in ("beta", "free_bits", "target_rate", "bag_of_words", "pretrain_steps"):
             _require(getattr(self, name) >= 0, f"objective.{name} must be 0 or more. Got {getattr(self, name)}")
-        for name in ("kl_warmup_steps", "kl_cycles"):
+        for name in ("kl_warmup_steps", "kl_cycles", "importance_samples"):
             _require(getattr(self, name) >= 1, f"objective.{name} must be 1 or more. Got {getattr(self, name)}")
+        _require(
+            not self.free_bits or not self.weighted_samples,
+            "objective.free_bits has no meaning where the rate stands inside the log of a mean: set it to 0, or "
+            "objective.importance_samples to 1 and objective.doubly_reparameterised to false",
+        )
+
+    @property
+    def weighted_samples(self) -> bool:
+        """Whether the bound is that of Burda et al. 2016, and the rate inside its logarithm."""
+        return self.importance_samples > 1 or self.doubly_reparameterised
 
 
 @dataclass(frozen=True)
@@ -241,7 +302,8 @@ class TrainConfig:
         weight_decay: AdamW's, on matrices only.
         clip_norm: gradients are scaled down to this global norm; 0: never.
         accumulate: parts that a batch is worked in, to save memory. The gradient is the same but for the dropout masks, and
-            for free bits per dimension, whose mean is then over a part.
+            for what is taken over a whole batch: free bits per dimension or batch, and batch normalisation, are then taken over
+            a part.
         seed: of weights, batch order, dropout and latent noise.
         log_every: steps between two lines of metrics.jsonl.
         validate_every: steps between two validations, with samples.
@@ -303,6 +365,17 @@ class RunConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        _require(
+            not self.objective.aggressive or self.model.context_turns == 0,
+            "objective.aggressive needs model.context_turns 0: with a context the turn encoder serves the decoder too, and the "
+            "inference network cannot be trained alone",
+        )
+        _require(
+            not self.objective.doubly_reparameterised or self.model.flow_steps == 0,
+            "objective.doubly_reparameterised is derived for a posterior without a flow: set model.flow_steps to 0",
+        )
+
 
 @dataclass(frozen=True)
 class DecodingConfig:
@@ -328,6 +401,49 @@ class DecodingConfig:
 
 
 GREEDY = DecodingConfig(temperature=0.0, max_tokens=128)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured, and on how much of it.
+
+    Args:
+        split: train, validation or test.
+        k: draws of z for each turn, and importance samples. 0: one draw, and no importance-weighted bound.
+        max_turns: measure an even sample of so many turns; 0: all.
+        max_turn_tokens: longest turn; 0: as in training.
+        samples: turns drawn from the prior, and reconstructions looked at. 0: neither.
+        paths: interpolations between turns of 2 to 8 tokens. 0: none.
+        contexts: contexts that are replied to, where the model reads one. 0: none.
+        replies: replies to each context.
+        judge: a run of latent_size 0 and context_turns 0 on the same corpus, that reads samples and paths. Empty: none.
+        reverse: train a language model on the samples too, and read real turns with it (some minutes).
+        vectors: word vectors (GloVe or word2vec text) for the embedding scores of replies. Empty: none.
+        out: folder for report.json, report.md and pictures. Empty: none.
+        seed: of everything that is drawn.
+    """
+
+    split: str = "validation"
+    k: int = 10
+    max_turns: int = 0
+    max_turn_tokens: int = 0
+    samples: int = 1000
+    paths: int = 100
+    contexts: int = 200
+    replies: int = 5
+    judge: str = ""
+    reverse: bool = False
+    vectors: str = ""
+    out: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.split in SPLITS, f"--split must be one of {', '.join(SPLITS)}. Got {self.split!r}")
+        for name in ("k", "max_turns", "max_turn_tokens", "samples", "paths", "contexts"):
+            _require(getattr(self, name) >= 0, f"--{name} must be 0 or more. Got {getattr(self, name)}")
+        _require(self.samples != 1, "--samples must be 0, or 2 or more: one text cannot be compared with others. Got 1")
+        _require(1 <= self.replies <= 256, f"--replies must be in [1, 256]. Got {self.replies}")
+        _require(0 <= self.seed < 2**63, f"--seed must be in [0, 2**63). Got {self.seed}")
 
 
 def from_dict(cls: type[Any], values: object, where: str) -> Any:

@@ -239,10 +239,12 @@ def test_decoder_inputs_are_bos_and_the_target_without_its_end(split: Split, con
 def test_arrays_have_the_shapes_and_kinds_of_the_legend(split: Split, context_turns: int) -> None:
     batch = windows_of(split, context_turns).batch(np.arange(30))
     N = len(batch.turns_NT)
-    assert all(value.dtype == torch.int64 for value in batch)
+    kinds = {name: value.dtype for name, value in zip(batch._fields, batch, strict=True)}
+    assert kinds.pop("unknown_BK") == torch.bool
+    assert set(kinds.values()) == {torch.int64}
     assert batch.turns_NT.shape == (N, batch.turn_lengths_N.max())
     assert batch.inputs_BT.shape == (30, batch.target_lengths_B.max())
-    assert batch.context_BK.shape == batch.same_speaker_BK.shape == (30, context_turns)
+    assert batch.context_BK.shape == batch.same_speaker_BK.shape == batch.unknown_BK.shape == (30, context_turns)
     assert batch.turn_lengths_N.shape == (N,)
     assert {len(value) for value in (batch.target_B, batch.target_lengths_B, batch.context_lengths_B)} == {30}
     assert batch.tokens == batch.turn_lengths_N[batch.target_B].sum()
@@ -316,8 +318,8 @@ def test_a_sample_in_order_is_spread_evenly(split: Split) -> None:
 
 
 def training(split: Split, context_turns: int = 3, seed: int = 0, **settings: Any) -> TrainingBatches:
-    losing = {"context_dropout": 0.3, "word_dropout": 0.4}
-    return TrainingBatches(windows_of(split, context_turns, **{**losing, **settings}), seed, latent_size=2)
+    losing = {"context_dropout": 0.3, "utterance_dropout": 0.2, "word_dropout": 0.4}
+    return TrainingBatches(windows_of(split, context_turns, **{**losing, **settings}), seed, noise_size=2)
 
 
 def equal_parts(one: list[tuple[Batch, Tensor]], other: list[tuple[Batch, Tensor]]) -> bool:
@@ -351,12 +353,12 @@ def test_epochs_hold_the_same_windows_in_another_order(split: Split) -> None:
 
 
 def rows(parts: list[tuple[Batch, Tensor]]) -> Counter[Any]:
-    """Each window of the parts with its noise and its inputs, some of them dropped."""
+    """Each window of the parts with its noise, its withheld turns and its inputs, some of them dropped."""
     return Counter(
-        (example, tuple(noise.tolist()), tuple(inputs[:length].tolist()))
+        (example, tuple(noise.tolist()), tuple(unknown.tolist()), tuple(inputs[:length].tolist()))
         for batch, noise_BZ in parts
-        for example, noise, inputs, length in zip(
-            examples_of(batch), noise_BZ, batch.inputs_BT, batch.target_lengths_B, strict=True
+        for example, noise, unknown, inputs, length in zip(
+            examples_of(batch), noise_BZ, batch.unknown_BK, batch.inputs_BT, batch.target_lengths_B, strict=True
         )
     )
 
@@ -390,7 +392,8 @@ def test_noise_is_standard_normal(split: Split) -> None:
 
 def losing_and_not(split: Split, **rates: float) -> list[tuple[Batch, Batch]]:
     """Batches with something dropped, each beside the same one with nothing dropped."""
-    losing, whole = training(split, **rates), training(split, context_dropout=0.0, word_dropout=0.0)
+    nothing = dict.fromkeys(("context_dropout", "utterance_dropout", "word_dropout"), 0.0)
+    losing, whole = training(split, **{**nothing, **rates}), training(split, **nothing)
     return [(losing.parts(step)[0][0], whole.parts(step)[0][0]) for step in range(60)]
 
 
@@ -401,7 +404,7 @@ def assert_rate(found: int, of: int, rate: float) -> None:
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
 def test_words_are_dropped_from_inputs_at_their_rate_and_from_nothing_else(split: Split, rate: float) -> None:
     dropped = words = 0
-    for batch, whole in losing_and_not(split, context_dropout=0.0, word_dropout=rate):
+    for batch, whole in losing_and_not(split, word_dropout=rate):
         assert same(batch._replace(inputs_BT=whole.inputs_BT), whole)
         real_BT = torch.arange(whole.inputs_BT.shape[1]) < whole.target_lengths_B[:, None]
         dropped_BT = (batch.inputs_BT == UNK) & real_BT
@@ -417,7 +420,7 @@ def test_contexts_are_cut_to_their_last_turns_at_their_rate_and_evenly(split: Sp
     """Of full windows, a share `rate` is cut, and each length from 0 to K - 1 is as frequent as the others."""
     K = 3
     kept, full = [0] * (K + 1), 0
-    for batch, whole in losing_and_not(split, context_dropout=rate, word_dropout=0.0):
+    for batch, whole in losing_and_not(split, context_dropout=rate):
         for (context, target, bits), (all_turns, all_target, all_bits) in zip(
             examples_of(batch), examples_of(whole), strict=True
         ):
@@ -432,10 +435,21 @@ def test_contexts_are_cut_to_their_last_turns_at_their_rate_and_evenly(split: Sp
         assert_rate(kept[count], full, rate / K)
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
+def test_turn_vectors_are_withheld_at_their_rate_and_nothing_else_changes(split: Split, rate: float) -> None:
+    withheld = turns = 0
+    for batch, whole in losing_and_not(split, utterance_dropout=rate):
+        assert same(batch._replace(unknown_BK=whole.unknown_BK), whole)
+        assert not whole.unknown_BK.any()
+        withheld += int(batch.unknown_BK.sum())
+        turns += batch.unknown_BK.numel()
+    assert_rate(withheld, turns, rate)
+
+
 def test_a_hidden_context_is_not_encoded(split: Split) -> None:
     windows = windows_of(split, 3)
     chosen = np.arange(30)
-    dropped = Dropped(np.zeros(30, np.int64), np.zeros((30, LIMIT), bool))
+    dropped = Dropped(np.zeros(30, np.int64), np.zeros((30, 3), bool), np.zeros((30, LIMIT), bool))
     batch = windows.batch(chosen, dropped)
     assert not batch.context_lengths_B.any()
     assert len(batch.turns_NT) == 30

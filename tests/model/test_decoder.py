@@ -133,7 +133,9 @@ def test_appending_the_condition_to_every_input_comes_to_the_same(latent_size: i
     state = decoder.start(d_BD[:, :latent_size], d_BD[:, latent_size:])
     ids_B = torch.tensor([4, 5])
     wide_1BH, _ = wide(torch.cat([decoder.embedding(ids_B), d_BD], -1)[None], state.state_LBH)
-    torch.testing.assert_close(decoder.logits(wide_1BH[0]), decoder.step(ids_B, state)[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        decoder.logits(wide_1BH[0], state.skip_BE), decoder.step(ids_B, state)[0], rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 10_000])

@@ -32,6 +32,11 @@ def context_encoder(**overrides: object) -> ContextEncoder:
     return tiny_model(context_turns=3, **overrides).context_encoder
 
 
+def known(turns_BKH: Tensor) -> Tensor:
+    """No turn is withheld."""
+    return torch.zeros(turns_BKH.shape[:2], dtype=torch.bool)
+
+
 def test_packed_values_are_the_real_ones_and_come_back_in_order() -> None:
     ids_NT = random_ids()
     packed = pack(ids_NT, LENGTHS_N)
@@ -89,7 +94,7 @@ def test_every_token_and_its_place_matter_to_a_turn_vector() -> None:
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_context_runs_over_the_real_turns_from_the_learnt_state(count: int) -> None:
     encoder, turns_BKH = context_encoder(), random_turns()
-    context_BC = encoder(turns_BKH, torch.full((4,), count), torch.zeros(4, 3, dtype=torch.int64))
+    context_BC = encoder(turns_BKH, torch.full((4,), count), torch.zeros(4, 3, dtype=torch.int64), known(turns_BKH))
     for turns_KH, context_C in zip(turns_BKH, context_BC, strict=True):
         expected_C = gru_by_hand(encoder.gru, turns_KH[:count], encoder.empty_C)[-1]
         torch.testing.assert_close(context_C, expected_C, rtol=1e-12, atol=1e-12)
@@ -98,7 +103,8 @@ def test_the_context_runs_over_the_real_turns_from_the_learnt_state(count: int) 
 @pytest.mark.parametrize("lengths", [[0, 0, 0, 0], [0, 2, 0, 3]])
 def test_a_window_without_context_has_exactly_the_learnt_state(lengths: list[int]) -> None:
     encoder = context_encoder()
-    context_BC = encoder(random_turns(), torch.tensor(lengths), torch.zeros(4, 3, dtype=torch.int64))
+    turns_BKH = random_turns()
+    context_BC = encoder(turns_BKH, torch.tensor(lengths), torch.zeros(4, 3, dtype=torch.int64), known(turns_BKH))
     for context_C, length in zip(context_BC, lengths, strict=True):
         assert torch.equal(context_C, encoder.empty_C) == (length == 0)
 
@@ -107,14 +113,24 @@ def test_vectors_beyond_the_length_of_a_context_change_nothing() -> None:
     encoder, lengths_B = context_encoder(), torch.tensor([0, 1, 2, 3])
     beyond_BK1 = (torch.arange(3) >= lengths_B[:, None])[:, :, None]
     other_BKH = torch.where(beyond_BK1, random_turns(seed=1), random_turns())
+    rest = lengths_B, torch.zeros(4, 3, dtype=torch.int64), known(other_BKH)
+    assert torch.equal(encoder(other_BKH, *rest), encoder(random_turns(), *rest))
+
+
+def test_a_withheld_turn_is_a_vector_of_zeros_in_its_place() -> None:
+    encoder, turns_BKH, lengths_B = context_encoder(), random_turns(), torch.tensor([3, 3, 2, 1])
+    unknown_BK = torch.tensor([[0, 1, 0], [1, 1, 1], [1, 0, 0], [0, 1, 1]], dtype=torch.bool)
+    zeroed_BKH = turns_BKH * ~unknown_BK[:, :, None]
     same_BK = torch.zeros(4, 3, dtype=torch.int64)
-    assert torch.equal(encoder(other_BKH, lengths_B, same_BK), encoder(random_turns(), lengths_B, same_BK))
+    assert torch.equal(
+        encoder(turns_BKH, lengths_B, same_BK, unknown_BK), encoder(zeroed_BKH, lengths_B, same_BK, known(turns_BKH))
+    )
 
 
 def test_the_speaker_bit_adds_its_vector_to_the_turn() -> None:
     encoder, turns_BKH = context_encoder(speakers=True), random_turns()
     same_BK = torch.tensor([[0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 0]])
-    context_BC = encoder(turns_BKH, torch.full((4,), 3), same_BK)
+    context_BC = encoder(turns_BKH, torch.full((4,), 3), same_BK, known(turns_BKH))
     for b in range(4):
         turns_KH = turns_BKH[b] + encoder.speaker.weight[same_BK[b]]  # type: ignore[union-attr]
         expected_C = gru_by_hand(encoder.gru, turns_KH, encoder.empty_C)[-1]

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from vrae.model.gaussian import LOG_VAR_RANGE, DiagonalGaussian, Gaussian, StandardPrior
+from vrae.model.gaussian import (
+    LOG_VAR_RANGE,
+    DiagonalGaussian,
+    Gaussian,
+    ScaledBatchNorm,
+    StandardPrior,
+    divergence,
+    each_tensor,
+    join,
+    repeat,
+    select,
+)
 
 
 def random_gaussian(seed: int, dtype: torch.dtype = torch.float64) -> Gaussian:
@@ -105,8 +116,8 @@ def test_without_noise_given_the_global_generator_draws_it() -> None:
 
 def test_repeat_keeps_the_copies_of_an_example_together() -> None:
     q = Gaussian(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [4.0]]))
-    assert q.repeat(3).mean_BZ[:, 0].tolist() == [1, 1, 1, 2, 2, 2]
-    assert q.repeat(3).log_var_BZ[:, 0].tolist() == [3, 3, 3, 4, 4, 4]
+    assert repeat(q, 3).mean_BZ[:, 0].tolist() == [1, 1, 1, 2, 2, 2]
+    assert repeat(q, 3).log_var_BZ[:, 0].tolist() == [3, 3, 3, 4, 4, 4]
 
 
 def test_the_standard_prior_does_not_depend_on_the_features() -> None:
@@ -156,3 +167,72 @@ def test_the_network_is_linear_or_has_one_tanh_layer(hidden_size: int) -> None:
     mean_BZ, log_var_BZ = network(features_BX)
     torch.testing.assert_close(mean_BZ, both_BX[:, :3], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(log_var_BZ, both_BX[:, 3:], rtol=1e-12, atol=1e-12)
+
+
+def test_select_and_join_choose_and_gather_examples() -> None:
+    q, rows = random_gaussian(0), torch.tensor([3, 0])
+    assert torch.equal(select(q, rows).mean_BZ, q.mean_BZ[[3, 0]])
+    assert torch.equal(select(q, rows).log_var_BZ, q.log_var_BZ[[3, 0]])
+    parts = [select(q, torch.tensor([0, 1])), select(q, torch.tensor([2, 3, 4]))]
+    assert all(torch.equal(a, b) for a, b in zip(join(parts), q, strict=True))
+    assert not each_tensor(q._replace(mean_BZ=q.mean_BZ.requires_grad_()), Tensor.detach).mean_BZ.requires_grad
+
+
+def test_divergence_between_gaussians_is_exact_whatever_the_sample() -> None:
+    q, p = random_gaussian(0), random_gaussian(1)
+    for z_BZ in (q.mean_BZ, q.mean_BZ + 7):
+        assert torch.equal(divergence(q, p, z_BZ), q.kl(p))
+
+
+def normalised(training: bool, values_BZ: Tensor) -> tuple[ScaledBatchNorm, Tensor]:
+    layer = ScaledBatchNorm(values_BZ.shape[1], 0.6).double().train(training)
+    with torch.no_grad():
+        layer.shift_Z.copy_(torch.tensor([1.0, -2.0, 0.0]))
+    return layer, layer(values_BZ)
+
+
+def test_batch_normalisation_gives_each_dimension_the_learnt_mean_and_the_fixed_deviation() -> None:
+    """By hand: of (1, 3) the mean is 2 and the deviation 1 (n below), so they become shift -+ 0.6."""
+    _, by_hand_BZ = normalised(True, torch.tensor([[1.0, 10, 0], [3, 30, 8]]).double())
+    torch.testing.assert_close(by_hand_BZ, torch.tensor([[0.4, -2.6, -0.6], [1.6, -1.4, 0.6]]).double(), rtol=0, atol=1e-4)
+    _, found_BZ = normalised(True, 50 * random_gaussian(3).mean_BZ)
+    torch.testing.assert_close(found_BZ.mean(0), torch.tensor([1.0, -2.0, 0.0]).double())
+    torch.testing.assert_close(found_BZ.std(0, correction=0), torch.full((3,), 0.6).double(), rtol=1e-6, atol=0)
+
+
+def test_batch_normalisation_bounds_the_rate_from_below() -> None:
+    """Over a batch the mean rate is at least Z * scale^2 / 2, whatever the network says (Zhu et al. 2020, eq. 6)."""
+    torch.manual_seed(0)
+    network = DiagonalGaussian(7, 3, mean_scale=0.6).double().train()
+    for size in (0.3, 1.0, 100.0):
+        q = network(size * torch.randn(64, 7).double())
+        assert float(q.kl(StandardPrior(3)(q.mean_BZ)).sum(-1).mean().detach()) >= 3 * 0.6**2 / 2 * 0.999
+    log_var_BZ = torch.zeros(64, 3).double()  # and reaches it where the variances are the prior's
+    q = Gaussian(network.normalise(torch.randn(64, 3).double()), log_var_BZ)
+    assert float(q.kl(StandardPrior(3)(q.mean_BZ)).sum(-1).mean().detach()) == pytest.approx(3 * 0.6**2 / 2, rel=1e-3)
+
+
+def test_in_eval_mode_batch_normalisation_uses_the_running_moments_of_training() -> None:
+    values_BZ = random_gaussian(3).mean_BZ
+    layer, _ = normalised(True, values_BZ)
+    torch.testing.assert_close(layer.mean_Z, 0.1 * values_BZ.mean(0))
+    torch.testing.assert_close(layer.variance_Z, 0.9 + 0.1 * values_BZ.var(0, correction=0))
+    layer.eval()
+    expected_BZ = 0.6 * (values_BZ - layer.mean_Z) / (layer.variance_Z + 1e-5).sqrt() + layer.shift_Z
+    for b in range(5):
+        torch.testing.assert_close(layer(values_BZ[b : b + 1])[0], expected_BZ[b])
+
+
+def test_a_batch_of_one_is_normalised_by_the_running_moments_and_does_not_move_them() -> None:
+    layer, found_BZ = normalised(True, random_gaussian(3).mean_BZ[:1])
+    assert torch.equal(found_BZ, layer.eval()(random_gaussian(3).mean_BZ[:1]))
+    assert layer.mean_Z.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_batch_that_is_not_finite_does_not_move_the_running_moments(value: float) -> None:
+    values_BZ = random_gaussian(3).mean_BZ.clone()
+    values_BZ[2, 1] = value
+    layer, _ = normalised(True, values_BZ)
+    assert layer.mean_Z.tolist() == [0, 0, 0]
+    assert layer.variance_Z.tolist() == [1, 1, 1]

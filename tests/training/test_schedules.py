@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vrae.config import ObjectiveConfig, TrainConfig
-from vrae.training.schedules import RateController, kl_weight, learning_rate
+from vrae.training.schedules import AggressivePhase, RateController, kl_weight, learning_rate
 
 
 class TestKlWeight:
@@ -141,3 +141,44 @@ class TestRateController:
         assert rates[-1] == pytest.approx(target, rel=1e-3)
         settled = next(i for i, rate in enumerate(rates) if abs(rate - target) < 0.1 * target)
         assert all(abs(rate - target) < 0.1 * target for rate in rates[settled:])  # and stays there
+
+
+class TestPretraining:
+    @pytest.mark.parametrize("schedule", ["constant", "linear", "logistic", "cosine", "cyclical"])
+    def test_the_rate_weighs_nothing_and_the_schedule_begins_after_it(self, schedule: Any) -> None:
+        plain = ObjectiveConfig(kl_schedule=schedule, kl_warmup_steps=10, beta=0.7)
+        after = ObjectiveConfig(kl_schedule=schedule, kl_warmup_steps=10, beta=0.7, pretrain_steps=25)
+        assert [kl_weight(step, after) for step in range(25)] == [0.0] * 25
+        assert [kl_weight(step + 25, after) for step in range(60)] == [kl_weight(step, plain) for step in range(60)]
+
+
+class TestAggressivePhase:
+    @staticmethod
+    def updates(losses: list[float]) -> list[bool]:
+        """Whether each step, with these nats on ten tokens, was the inference network's."""
+        phase, whose = AggressivePhase(), []
+        for nats in losses:
+            whose.append(phase.trains_inference)
+            phase.update(nats, 10)
+        return whose
+
+    def test_the_decoder_steps_after_a_hundred_updates_while_the_loss_falls(self) -> None:
+        whose = self.updates([1000.0 - step for step in range(303)])
+        assert [step for step, inference in enumerate(whose) if not inference] == [100, 201, 302]
+
+    def test_the_decoder_steps_as_soon_as_fifteen_updates_are_worse_than_the_fifteen_before(self) -> None:
+        whose = self.updates([5.0] * 15 + [4.0] * 15 + [4.1] * 15 + [9.0] + [3.0] * 15 + [3.1] * 15 + [9.0])
+        assert [step for step, inference in enumerate(whose) if not inference] == [45, 76]
+
+    def test_the_looks_weigh_batches_by_their_tokens(self) -> None:
+        """9 nats over 90 tokens and then 2 over 10 is a rise per token, though the mean batch loss falls."""
+        phase = AggressivePhase()
+        for nats, tokens in [(9.0, 90)] * 15 + [(2.0, 10)] * 15:
+            assert phase.trains_inference
+            phase.update(nats, tokens)
+        assert not phase.trains_inference
+
+    def test_it_ends_for_good_when_mutual_information_has_not_risen(self) -> None:
+        phase = AggressivePhase()
+        assert [phase.validated(nats) for nats in (0.5, 0.6, 0.9, 0.9, 2.0)] == [False, False, False, True, True]
+        assert not phase.trains_inference

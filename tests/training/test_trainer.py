@@ -43,9 +43,9 @@ K0 = dict(
     train=dict(max_steps=200, validate_every=50, checkpoint_every=26),
 )
 K2 = dict(
-    model=dict(context_turns=2, dropout=0.2, speakers=True),
-    batches=dict(word_dropout=0.3, context_dropout=0.3),
-    objective=dict(free_bits=0.3, kl_warmup_steps=30),
+    model=dict(context_turns=2, dropout=0.2, speakers=True, prior="mixture", prior_components=3, skip_latent=True),
+    batches=dict(word_dropout=0.3, context_dropout=0.3, utterance_dropout=0.2),
+    objective=dict(free_bits=0.3, kl_warmup_steps=30, bag_of_words=0.5, pretrain_steps=35),
     train=dict(max_steps=80, validate_every=15, checkpoint_every=10, accumulate=2),
 )
 
@@ -89,7 +89,11 @@ def assert_same_run(a: Path, b: Path) -> None:
     """The same bits in all but the clock."""
     assert checkpoint(a).name == checkpoint(b).name
     for pointer in ("last", "best"):
-        for name in ("model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.model"):
+        names = sorted(
+            path.name for path in checkpoint(a, pointer).iterdir() if path.name not in ("trainer.json", "manifest.json")
+        )
+        assert {"model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.model"} <= set(names)
+        for name in names:
             assert (checkpoint(a, pointer) / name).read_bytes() == (checkpoint(b, pointer) / name).read_bytes(), name
     assert state(a) == state(b)
     assert records(a) == records(b)
@@ -110,15 +114,15 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, ElboTerms,
 
     def install(function: Callable[[int, ElboTerms, Tensor], Tensor | None]) -> list[ElboTerms]:
         seen: list[ElboTerms] = []
-        real = trainer.loss
+        real = trainer.objective
 
-        def loss(terms: ElboTerms, kl_weight: float, config: ObjectiveConfig) -> Tensor:
-            value = real(terms, kl_weight, config)
+        def objective(*arguments: Any) -> tuple[Tensor, ElboTerms, Any]:
+            value, terms, inferred = real(*arguments)
             seen.append(ElboTerms(*(part.detach().clone() for part in terms)))
             changed = function(len(seen), terms, value)
-            return value if changed is None else changed
+            return value if changed is None else changed, terms, inferred
 
-        monkeypatch.setattr(trainer, "loss", loss)
+        monkeypatch.setattr(trainer, "objective", objective)
         return seen
 
     return install
@@ -139,8 +143,18 @@ def nan_at(*steps: int) -> Callable[[int, ElboTerms, Tensor], Tensor | None]:
     return lambda step, terms, value: value * math.nan if step in steps else None
 
 
+# Aggressive phase (it ends on the way), running moments of the batch normalisation, several samples.
+PHASES = dict(
+    model=dict(batch_norm_scale=0.6),
+    objective=dict(aggressive=True, pretrain_steps=20, importance_samples=3, doubly_reparameterised=True, kl_warmup_steps=30),
+    train=dict(max_steps=100, validate_every=15, checkpoint_every=10),
+)
+
+
 class TestResume:
-    @pytest.mark.parametrize(("settings", "seed"), [(K0, 1), (K2, 2)], ids=["K0-target_rate", "K2-dropouts"])
+    @pytest.mark.parametrize(
+        ("settings", "seed"), [(K0, 1), (K2, 2), (PHASES, 3)], ids=["K0-target_rate", "K2-dropouts", "K0-phases"]
+    )
     def test_after_sigkill_at_any_step_gives_the_uninterrupted_run_bit_for_bit(
         self, corpus: Corpus, tmp_path: Path, request: pytest.FixtureRequest, settings: dict[str, Any], seed: int
     ) -> None:
@@ -294,7 +308,7 @@ class TestLearning:
             dict(),
             dict(objective=dict(target_rate=3.0)),
             dict(model=dict(context_turns=2, speakers=True), batches=dict(word_dropout=0.3, context_dropout=0.3)),
-            dict(objective=dict(free_bits=1.0, free_bits_per="total")),
+            dict(objective=dict(free_bits=1.0, free_bits_per="turn")),
             dict(model=dict(latent_size=0)),
         ],
         ids=["plain", "target_rate", "context", "free_bits", "no_latent"],
@@ -310,6 +324,82 @@ class TestLearning:
         for a, b in zip(records(tmp_path / "1"), records(tmp_path / "3"), strict=True):
             assert a.pop("split") == b.pop("split")
             assert a == pytest.approx(b, rel=1e-9)
+
+    def test_pretrains_an_autoencoder_and_then_draws_the_decoder_anew(
+        self, corpus: Corpus, tmp_path: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        moments: list[set[str]] = []
+        real = trainer._Run._renew_decoder
+
+        def spy(run: Any) -> None:
+            names = {parameter: name for name, parameter in run.model.named_parameters()}
+            before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
+            real(run)
+            changed = {name for name, parameter in run.model.named_parameters() if not torch.equal(parameter, before[name])}
+            moments.extend([changed, {names[parameter] for parameter in run.optimizer.state}, set(before)])
+
+        monkeypatch.setattr(trainer._Run, "_renew_decoder", spy)
+        seen = hook(lambda *_: None)
+        settings = dict(pretrain_steps=8, kl_schedule="linear", kl_warmup_steps=4)
+        fit(tmp_path / "run", corpus, objective=settings, train=dict(log_every=1, max_steps=14))
+        changed, remembered, names = moments
+        fresh = {name for name in names if name.startswith("decoder.") and name != "decoder.embedding.weight"}
+        assert changed == fresh
+        assert remembered == names - fresh
+        found = records(tmp_path / "run", "train")
+        assert [record["kl_weight"] for record in found] == [0.0] * 9 + [0.25, 0.5, 0.75, 1.0, 1.0]
+        assert seen[8].distortion_B.mean() > seen[7].distortion_B.mean()  # what the old decoder knew is gone
+
+    def test_pretraining_hears_no_noise(self, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        loud: list[bool] = []
+        real = trainer.objective
+
+        def spy(*arguments: Any) -> Any:
+            loud.append(bool(arguments[3].any()))
+            return real(*arguments)
+
+        monkeypatch.setattr(trainer, "objective", spy)
+        fit(tmp_path / "run", corpus, objective=dict(pretrain_steps=3), train=dict(max_steps=5))
+        assert loud == [False] * 3 + [True] * 2
+
+    def test_in_an_aggressive_phase_moves_one_network_at_a_time_until_information_falls(
+        self, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        moved: list[str] = []
+        real = trainer._Run._step
+
+        def spy(run: Any) -> bool:
+            inference = {id(parameter) for parameter in run.model.inference_network()}
+            before = [(parameter, parameter.detach().clone()) for parameter in run._parameters()]
+            done = real(run)
+            changed = {id(parameter) in inference for parameter, old in before if not torch.equal(parameter, old)}
+            moved.append(
+                {frozenset([True]): "q", frozenset([False]): "p", frozenset([True, False]): "both"}[frozenset(changed)]
+            )
+            return done
+
+        monkeypatch.setattr(trainer._Run, "_step", spy)
+        information = iter([0.5, 0.7, 0.6, 0.9])
+        real_bound = trainer._Run._bound
+        monkeypatch.setattr(
+            trainer._Run, "_bound", lambda run: dataclasses.replace(real_bound(run), mutual_information=next(information))
+        )
+        settings = dict(max_steps=130, validate_every=40, learning_rate=1e-4)
+        fit(tmp_path / "run", corpus, objective=dict(aggressive=True, bag_of_words=1.0), train=settings)
+        assert moved[0] == "q"
+        assert moved.count("p") >= 1
+        decoder_steps = [i for i, which in enumerate(moved[:120]) if which == "p"]
+        assert "both" not in moved[:120]
+        assert all(b - a in {16 + 15 * n for n in range(1, 6)} | {101} for a, b in zip([-1, *decoder_steps], decoder_steps, strict=False))
+        assert set(moved[120:]) == {"both"}
+
+    def test_trains_the_bag_of_words_beside_the_model_and_keeps_it_out_of_the_model_folder(
+        self, corpus: Corpus, tmp_path: Path
+    ) -> None:
+        fit(tmp_path / "run", corpus, objective=dict(bag_of_words=1.0))
+        stored = safetensors.torch.load_file(checkpoint(tmp_path / "run") / "auxiliary.safetensors")
+        assert stored.keys() == {"hidden.weight", "hidden.bias", "out.weight", "out.bias"}
+        assert not any("bag" in name for name in weights(tmp_path / "run"))
 
     @pytest.mark.parametrize("settings", [K0, K2, dict(model=dict(latent_size=0))], ids=["K0", "K2", "no_latent"])
     def test_gives_a_model_that_loads_and_writes(self, corpus: Corpus, tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -341,7 +431,7 @@ class TestRecords:
         [
             dict(objective=dict(beta=0.3, kl_schedule="constant")),
             dict(objective=dict(free_bits=2.0)),
-            dict(model=dict(context_turns=2), objective=dict(free_bits=9.0, free_bits_per="total")),
+            dict(model=dict(context_turns=2), objective=dict(free_bits=9.0, free_bits_per="turn")),
         ],
     )
     @pytest.mark.parametrize("accumulate", [1, 3])
@@ -374,7 +464,7 @@ class TestRecords:
     def test_of_validation_are_what_the_saved_model_measures(self, long_run: Path, corpus: Corpus) -> None:
         pipeline = load(checkpoint(long_run))
         windows = trainer.Windows(corpus["validation"], run_config(**K0).batches, 0)
-        bound = trainer.measure(pipeline.model, (batch for _, batch in windows.in_order(40)))
+        bound = trainer.measure(pipeline.model, windows, limit=40)
         last = records(long_run, "validation")[-1]
         for name in ("elbo", "rate", "distortion", "active_units", "bits_per_token"):
             assert last[name] == getattr(bound, name)
@@ -534,8 +624,8 @@ class TestEnd:
     ) -> None:
         scripted, real = iter([-9.0, -8, -8.5, -7, -7.5, -7.2, -7, -7, -6, -6.5]), trainer.measure
 
-        def measure(*arguments: Any) -> Bound:
-            return dataclasses.replace(real(*arguments), elbo=next(scripted))
+        def measure(*arguments: Any, **options: Any) -> Bound:
+            return dataclasses.replace(real(*arguments, **options), elbo=next(scripted))
 
         monkeypatch.setattr(trainer, "measure", measure)
         settings = dict(max_steps=50, validate_every=5, checkpoint_every=100, patience=patience)

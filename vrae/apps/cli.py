@@ -18,14 +18,14 @@ from jsonargparse import Namespace
 from vrae import __version__
 from vrae.apps.parser import build_parser, config_path, configs
 from vrae.config import (
-    BatchConfig,
     CleaningConfig,
     DecodingConfig,
+    EvaluateConfig,
     PrepareConfig,
     RunConfig,
     SourceConfig,
 )
-from vrae.errors import ConfigError, UserError
+from vrae.errors import UserError
 
 if TYPE_CHECKING:
     from vrae.generation.pipeline import Pipeline
@@ -204,36 +204,80 @@ def _interpolate(values: Namespace) -> int:
     return _run([values.texts] if values.texts not in ([], ["-"]) else None, job, show, values.json)
 
 
-def _evaluate(values: Namespace) -> int:
-    from vrae.corpus.batches import Windows
-    from vrae.corpus.prepared import Corpus
-    from vrae.evaluation.likelihood import measure
+def _score(values: Namespace) -> int:
+    from vrae.evaluation.score import score
 
-    if values.k < 0 or values.max_turns < 0:
-        raise ConfigError(f"--k and --max_turns must be 0 or more. Got {values.k} and {values.max_turns}")
-    pipeline, corpus = _load(values), Corpus(values.data)
-    trained = pipeline.info.get("run", {}).get("batches", {})
-    limit = values.max_turn_tokens or trained.get("max_turn_tokens", BatchConfig().max_turn_tokens)
-    if corpus.tokenizer.sha256 != pipeline.tokenizer.sha256:
-        raise UserError(
-            f"--data {values.data}: its tokenizer is not the model's. Prepare it with --tokenizer MODEL/tokenizer.model"
-        )
-    config = BatchConfig(tokens=max(4096, 16 * (limit + 1)), max_turn_tokens=limit)
-    windows = Windows(corpus[values.split], config, pipeline.model.config.context_turns)
-    bound = measure(pipeline.model, (batch for _, batch in windows.in_order(values.max_turns)), k=values.k, seed=values.seed)
-    report = {
-        "split": values.split,
-        "max_turn_tokens": limit,
-        **dataclasses.asdict(bound),
-        "collapse": bound.collapse.state,
-    }
+    pipeline = _load(values)
+
+    def job(given: Any) -> dict[str, Any]:
+        context = given.get("context", []) if isinstance(given, dict) else values.context
+        text = _field(given, "text")
+        return dataclasses.asdict(score(pipeline, [text], [context] if context else None, k=values.k, seed=values.seed)[0])
+
+    def show(result: dict[str, Any]) -> str:
+        parts = f"{result['bits_latent']:.1f} latent + {result['bits_text']:.1f} text = {result['bits_total']:.1f} bits"
+        return f"{parts}; importance-weighted {result['bits_iw']:.1f}; {result['tokens']} tokens    {result['text']}"
+
+    return _run(values.texts if values.texts not in ([], ["-"]) else None, job, show, values.json)
+
+
+def _compress(values: Namespace) -> int:
+    from vrae.evaluation.compression import compress
+
+    text = _read(values.file)
+    container, account = compress(_load(values), text, quiet=values.quiet)
+    _write(values.out, container)
     if values.json:
-        _print_json(report)
-        return 0
-    del report["rate_per_dimension"]
-    for key, value in report.items():
-        print(f"{key:<20} {value:.4f}" if isinstance(value, float) else f"{key:<20} {value}")
-    print(f"latent: {bound.collapse.words}\n(nats per turn unless the name says otherwise)")
+        _print_json({**dataclasses.asdict(account), "bits_turns": account.bits_turns, "bits_net": account.bits_net})
+    else:
+        each = account.bits_turns / max(account.turns, 1)
+        print(
+            f"{account.text_bytes:,} bytes -> {account.container_bytes:,}: {account.turns:,} turns in {account.bits_turns:,.0f} "
+            f"bits ({each:.1f} each), {account.raw_lines:,} lines as they are"
+        )
+    return 0
+
+
+def _decompress(values: Namespace) -> int:
+    from vrae.evaluation.compression import decompress
+
+    _write(values.out, decompress(_load(values), _read(values.file), name=values.file, quiet=values.quiet))
+    return 0
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _write(path: str, content: bytes) -> None:
+    from vrae.files import write_file
+
+    try:
+        write_file(Path(path), content)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out {path}: cannot write: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _evaluate(values: Namespace) -> int:
+    from vrae.apps.evaluate import evaluate, processes
+    from vrae.corpus.prepared import Corpus
+    from vrae.training.run_folder import corpus_of
+
+    config = EvaluateConfig(**{field.name: values[field.name] for field in dataclasses.fields(EvaluateConfig)})
+    if values.run and values.model:
+        raise UserError(f"a run is given twice: {values.run} and --model {values.model}. Leave one out")
+    values.model = values.model or values.run
+    run = Path(values.model)
+    corpus = Corpus(values.data or corpus_of(run))
+    with processes() as first:
+        report = evaluate(_load(values), corpus, config, run=run, quiet=values.quiet or not first)
+        if first:
+            _print_json(report.as_dict()) if values.json else print(report.table())
+            if config.out and not values.json:
+                print(f"written to {config.out}")
     return 0
 
 
@@ -349,6 +393,9 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "sample": _sample,
     "reconstruct": _reconstruct,
     "interpolate": _interpolate,
+    "score": _score,
+    "compress": _compress,
+    "decompress": _decompress,
     "evaluate": _evaluate,
     "info": _info,
 }

@@ -62,8 +62,7 @@ def demo(config: RunConfig, out: Path, seed: int) -> None:
         best = model_folder(run)
         write_folder(out / "model", {name: (best / name).read_bytes() for name in (CONFIG, WEIGHTS, TOKENIZER)})
     pipeline = Pipeline.load(out / "model")
-    validation = Windows(corpus["validation"], config.batches, config.model.context_turns)
-    bound = measure(pipeline.model, (batch.without_context() for _, batch in validation.in_order(2000)))
+    bound = measure(pipeline.model, Windows(corpus["validation"], config.batches, 0), limit=2000)
 
     print("[3/3] what the model does\n")
     for turns in PROMPTS:

@@ -16,6 +16,7 @@ from vrae.config import (
     CHITCHAT_CLEANING,
     CleaningConfig,
     DecodingConfig,
+    EvaluateConfig,
     PrepareConfig,
     RunConfig,
     SourceConfig,
@@ -29,16 +30,16 @@ def configs() -> dict[str, Path]:
     """The configurations that come with the package, by name."""
     here = Path(__file__).resolve().parents[1]
     folder = here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def config_path(name: str) -> str:
     if Path(name).exists():
         return name
     known = configs()
-    stem = Path(name).stem
-    if stem in known:
-        return str(known[stem])
+    short = name.removeprefix("configs/").removesuffix(".yaml")
+    if short in known:
+        return str(known[short])
     raise UserError(f"--config {name}: no such file, and none that comes with vrae ({', '.join(known)})")
 
 
@@ -114,14 +115,41 @@ def build_parser(chitchat: bool = False) -> ArgumentParser:
     interpolate.add_argument("--method", type=str, default="slerp", help="slerp (great circle) or lerp (straight line)")
     _add_model(interpolate)
 
-    evaluate = add("evaluate", "The bound on held-out turns.", "vrae evaluate --model run --data corpus --split test --k 100")
+    score = add(
+        "score",
+        "What it takes to send a turn, in bits: its latent, the text given the latent, and the two bounds.",
+        'vrae score "how are you today?" --k 100',
+    )
+    score.add_argument("texts", nargs="*", type=str, help='turns; none or -: JSON lines {"text", "context": [..]} from stdin')
+    score.add_argument("--context", nargs="*", type=str, default=[], help="the turns before, oldest first")
+    score.add_argument("--k", type=int, default=100, help="draws of z for each turn")
+    score.add_argument("--seed", type=int, default=0, help="of the draws")
+    _add_model(score)
+    for name, help, example in (
+        ("compress", "Code a file of turns with bits-back, losslessly.", "vrae compress talk.txt --out talk.vrae"),
+        ("decompress", "Give back the file that was compressed.", "vrae decompress talk.vrae --out talk.txt"),
+    ):
+        coder = add(name, help, example)
+        coder.add_argument("file", type=str, help="the file to read")
+        coder.add_argument("--out", type=str, required=True, help="the file to write")
+        coder.add_argument("--quiet", action="store_true", help="no bar")
+        _add_model(coder)
+
+    evaluate = add(
+        "evaluate",
+        "Bounds, information, reconstructions, samples, paths and replies on held-out turns, as one report.",
+        "vrae evaluate run --split test --k 100 --out report",
+    )
+    evaluate.add_argument("run", nargs="?", type=str, default="", help="a run or a model; as --model")
     _add_model(evaluate)
-    evaluate.add_argument("--data", type=str, required=True, help="a prepared corpus")
-    evaluate.add_argument("--split", type=str, default="validation", help="train, validation or test")
-    evaluate.add_argument("--k", type=int, default=0, help="samples of the importance-weighted bound; 0: without")
-    evaluate.add_argument("--max_turns", type=int, default=0, help="evaluate on an even sample of so many turns; 0: all")
-    evaluate.add_argument("--max_turn_tokens", type=int, default=0, help="longest turn; 0: as in training")
-    evaluate.add_argument("--seed", type=int, default=0, help="of the posterior samples")
+    evaluate.add_argument("--data", type=str, default="", help="a prepared corpus; default: the one the run was trained on")
+    for field in dataclasses.fields(EvaluateConfig):
+        evaluate.add_argument(
+            f"--{field.name}",
+            **({"action": "store_true"} if field.type == "bool" else {"type": type(field.default), "default": field.default}),
+            help=_help(EvaluateConfig, field.name),
+        )
+    evaluate.add_argument("--quiet", action="store_true", help="no bar")
 
     info = add("info", "Versions, devices and, with --model, what a model is.", "vrae info --json")
     info.add_argument("--model", type=str, default="", help="a model to describe")

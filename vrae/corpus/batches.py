@@ -39,6 +39,7 @@ class Batch(NamedTuple):
     context_BK: Tensor  # int64, which turns come before it, oldest first; 0 beyond context_lengths_B
     context_lengths_B: Tensor  # int64 on the CPU, 0 to K
     same_speaker_BK: Tensor  # int64, 1 where the context turn has the target's speaker
+    unknown_BK: Tensor  # bool, context turns whose vector is withheld (utterance dropout); all False but in training
 
     def to(self, device: torch.device) -> Batch:
         """The batch with ids and indices on `device` and lengths where they are."""
@@ -92,6 +93,7 @@ class Dropped(NamedTuple):
     """What a training batch loses."""
 
     kept_B: np.ndarray  # int64: how many context turns are kept, the latest ones
+    turns_BK: np.ndarray  # bool: context turns whose vector is withheld
     words_BT: np.ndarray  # bool: tokens of the decoder's input, T = max_turn_tokens
 
 
@@ -212,15 +214,15 @@ class TrainingBatches:
     Args:
         windows: what is learnt from.
         seed: of order, dropped contexts and words, and latent noise.
-        latent_size: Z, width of the noise.
+        noise_size: X, width of the noise: Z for each posterior sample.
     """
 
-    def __init__(self, windows: Windows, seed: int, latent_size: int) -> None:
-        self.windows, self.seed, self.latent_size = windows, seed, latent_size
+    def __init__(self, windows: Windows, seed: int, noise_size: int) -> None:
+        self.windows, self.seed, self.noise_size = windows, seed, noise_size
         self._epoch, self._plan = -1, [np.zeros(0, np.int64)]
 
     def parts(self, step: int, count: int = 1) -> list[tuple[Batch, Tensor]]:
-        """The batch of `step` in at most `count` parts, each with its latent noise [B, Z].
+        """The batch of `step` in at most `count` parts, each with its latent noise [B, X].
 
         Whatever `count` is, a window meets the same noise and loses the same words.
         """
@@ -233,11 +235,14 @@ class TrainingBatches:
         K = self.windows.context_turns
         kept_B = np.where(rng.random(B) < config.context_dropout, rng.integers(0, max(K, 1), B), K)
         words_BT = rng.random((B, config.max_turn_tokens)) < config.word_dropout
-        noise_BZ = rng.standard_normal((B, self.latent_size), np.float32)
+        noise_BX = rng.standard_normal((B, self.noise_size), np.float32)
+        turns_BK = rng.random((B, K)) < config.utterance_dropout
         return [
-            (self.windows.batch(windows_B[i::count], Dropped(kept_B[i::count], words_BT[i::count])), noise)
+            (
+                self.windows.batch(windows_B[i::count], Dropped(kept_B[i::count], turns_BK[i::count], words_BT[i::count])),
+                torch.from_numpy(noise_BX[i::count]),
+            )
             for i in range(min(count, B))
-            if len(noise := torch.from_numpy(noise_BZ[i::count]))
         ]
 
 
@@ -258,6 +263,7 @@ def _assemble(
     turns_NT = np.full((N, T), PAD, np.int64)
     turns_NT[real_NT] = tokens[(starts_N[:, None] + column_T)[real_NT]]
     turns_NT[np.arange(N), lengths_N] = EOS
+    unknown_BK = dropped.turns_BK if dropped else np.zeros(context_BK.shape, bool)
     target_T = int(lengths_N[target_B].max(initial=0)) + 1
     inputs_BT = np.full((len(target_B), target_T), BOS, np.int64)
     inputs_BT[:, 1:] = turns_NT[target_B, : target_T - 1]
@@ -272,4 +278,5 @@ def _assemble(
         torch.from_numpy(np.asarray(context_BK, np.int64)),
         torch.from_numpy(np.asarray(context_lengths_B, np.int64)),
         torch.from_numpy(np.asarray(same_speaker_BK, np.int64)),
+        torch.from_numpy(unknown_BK),
     )

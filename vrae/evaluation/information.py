@@ -1,6 +1,6 @@
-"""What the latent carries: active units, mutual information, and the verdict on posterior collapse.
+"""What the latent carries: active units, mutual information, the aggregated posterior, and the verdict on posterior collapse.
 
-Shape legend: N turns, Z latent.
+Shape legend: N turns, R turns at whose latents densities are taken, Z latent, X noise numbers of a posterior sample.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vrae.model.gaussian import Gaussian
+from vrae.model.gaussian import Density, Gaussian, each_tensor, select
 
 ACTIVE_VARIANCE = 0.01  # Burda et al. 2016, appendix C
+COLLAPSED_NATS = 0.1  # per turn: less is nothing
+_PAIRS = 2**18  # pairs of a latent and a density taken where these are not Gaussian
+_ROWS = 512  # latents worked side by side where they are
 
 
-def offsets(posterior: Gaussian, prior: Gaussian) -> Tensor:
+def offsets(posterior: Density, prior: Density) -> Tensor:
     """(posterior mean - prior mean) / prior standard deviation, [N, Z]. With the standard prior: the posterior mean.
 
     At K >= 1 this leaves out what the prior knows already: a dimension that carries the context alone is not active.
@@ -60,29 +63,93 @@ class ActiveUnits:
         return self._square_Z / max(self._n - 1, 1)
 
     @property
+    def active_Z(self) -> Tensor:
+        """Which dimensions are active, bool."""
+        return self.variance_Z >= ACTIVE_VARIANCE
+
+    @property
     def count(self) -> int:
-        return int((self.variance_Z >= ACTIVE_VARIANCE).sum())
+        return int(self.active_Z.sum())
 
 
-def mutual_information(posterior: Gaussian, noise_NZ: Tensor, most: int = 5000) -> float:
-    """I_q(x; z) = E_x E_q(z|x) [log q(z|x) - log q(z)] in nats, with q(z) the average posterior of the turns given.
+class Information(NamedTuple):
+    """What the latents of N turns carry together, in nats per turn.
 
-    Both logs are taken at one z per turn (Hoffman & Johnson 2016; Dieng et al. 2019, section 5).
-    At most log N; with more than `most` turns, an even sample of them is used. At K >= 1 it is the information of z on
-    turn and context together.
+    The errors are standard errors over the latents drawn, with the N turns held fixed.
     """
-    N = len(posterior.mean_BZ)
-    chosen = torch.linspace(0, N - 1, min(N, most)).long()
-    mean_NZ, log_var_NZ, noise_NZ = (value[chosen].double() for value in (*posterior, noise_NZ))
-    z_NZ = Gaussian(mean_NZ, log_var_NZ).sample(noise_NZ)
+
+    turns: int  # N
+    mutual_information: float  # I_q(x; z), at most log N; at K >= 1 it is z's information on turn and context together
+    mutual_information_error: float | None
+    aggregated_kl: float  # KL(q(z) || p(z))
+    aggregated_kl_error: float | None
+
+    @property
+    def most(self) -> float:
+        """log N: to tell N turns apart takes no more."""
+        return math.log(self.turns)
+
+    @property
+    def saturated(self) -> bool:
+        """Whether the mutual information is within 1 nat of log N, and so says how many turns there were, not what z carries.
+
+        With more turns it would be higher, and the aggregated KL lower by as much.
+        """
+        return self.mutual_information > self.most - 1
+
+
+def information(posterior: Density, prior: Density, noise_NX: Tensor) -> Information:
+    """Mutual information and aggregated-posterior KL of N turns, at one z per turn (Hoffman & Johnson 2016).
+
+        I_q(x; z)         = E_x E_q(z|x) [log q(z|x) - log q(z)],    q(z) = 1/N sum_n q(z | x_n, c_n)
+        KL(q(z) || p(z))  = E_q(z) [log q(z) - log p(z)],            p(z) = 1/N sum_n p(z | c_n)
+
+    Their sum is E log q(z|x) - log p(z): under the standard prior the rate. Under a prior of the context it is the rate and
+    what the prior itself knows, E log p(z|c) - log p(z).
+
+    Every z meets every density. Where one of them is not Gaussian that is slow, and an even sample of the z is used, such
+    that there are at most 2^18 pairs; q(z) and p(z) are still those of all N turns. Memory grows with N, not with its square.
+
+    Args:
+        posterior: q(z | x, c) of the N turns.
+        prior: p(z | c) of the same.
+        noise_NX: standard normal, what the z are made of.
+    """
+    N = len(noise_NX)
+    posterior, prior = (each_tensor(d, Tensor.double) if isinstance(d, Gaussian) else d for d in (posterior, prior))
+    all_gaussian = isinstance(posterior, Gaussian) and isinstance(prior, Gaussian)
+    R = N if all_gaussian else min(N, max(_PAIRS // N, 1))
+    rows_R = torch.linspace(0, N - 1, R, dtype=torch.float64).round().long().to(noise_NX.device)
+    own = select(posterior, rows_R)
+    z_RZ = own.sample(noise_NX[rows_R])
+    log_own_R = own.log_prob(z_RZ).double().sum(-1)
+    log_aggregated_R, log_prior_R = log_mean_density(posterior, z_RZ, N), log_mean_density(prior, z_RZ, N)
+    return Information(N, *_mean(log_own_R - log_aggregated_R), *_mean(log_aggregated_R - log_prior_R))
+
+
+def log_mean_density(density: Density, z_RZ: Tensor, count: int) -> Tensor:
+    """log 1/N sum_n density_n(z) at each z, [R] nats in double precision; N is `count`."""
+    if isinstance(density, Gaussian):
+        density = each_tensor(density, Tensor.double)
+        log_sums = [_gaussian_pairs(density, some_RZ).logsumexp(-1) for some_RZ in torch.split(z_RZ.double(), _ROWS)]
+        return torch.cat(log_sums) - math.log(count)
+    log_sums = [density.log_prob(z_Z.expand(count, -1)).double().sum(-1).logsumexp(0) for z_Z in z_RZ]
+    return torch.stack(log_sums) - math.log(count)
+
+
+def _gaussian_pairs(density: Gaussian, z_RZ: Tensor) -> Tensor:
+    """log density_n(z_r), [R, N]. The square is taken apart, so that [R, N, Z] is never in memory."""
+    mean_NZ, log_var_NZ = density
     precision_NZ = (-log_var_NZ).exp()
-    # log q(z_i | x_j) but for its square, which is taken apart so that [N, N, Z] is never in memory
-    constant_N = -0.5 * (math.log(2 * math.pi) + log_var_NZ + mean_NZ.square() * precision_NZ).sum(-1)
-    gain_N = Gaussian(mean_NZ, log_var_NZ).log_prob(z_NZ).sum(-1)
-    for rows in torch.split(torch.arange(len(chosen)), 512):
-        square_RN = z_NZ[rows].square() @ precision_NZ.T - 2 * z_NZ[rows] @ (mean_NZ * precision_NZ).T
-        gain_N[rows] -= (constant_N - 0.5 * square_RN).logsumexp(-1) - math.log(len(chosen))
-    return float(gain_N.mean())
+    constant_N = (math.log(2 * math.pi) + log_var_NZ + mean_NZ.square() * precision_NZ).sum(-1)
+    square_RN = z_RZ.square() @ precision_NZ.T - 2 * z_RZ @ (mean_NZ * precision_NZ).T
+    return -0.5 * (constant_N + square_RN)
+
+
+def _mean(values_R: Tensor) -> tuple[float, float | None]:
+    """With its standard error; None of a single value."""
+    error = float(values_R.std()) / math.sqrt(len(values_R)) if len(values_R) > 1 else None
+    return float(values_R.mean()), error
 
 
 class Verdict(NamedTuple):
@@ -92,25 +159,52 @@ class Verdict(NamedTuple):
     words: str  # one sentence for people, with the remedy where there is something to mend
 
 
-def verdict(rate_Z: Tensor, active_units: int) -> Verdict:
-    """Judges by the mean rate of each dimension (nats) and the number of active units.
+def verdict(rate_Z: Tensor, active_Z: Tensor, gain: float | None = None) -> Verdict:
+    """Judges how the latent is used.
 
-    Collapsed: under 0.1 nats in all, or no active unit. Partially collapsed: some units inactive.
+    Collapsed: under 0.1 nats per turn in all, or no active unit; or the decoder gains under 0.1 nats per turn from knowing z.
+    Partially collapsed: some units inactive.
+
+    Args:
+        rate_Z: mean rate of each dimension, nats per turn.
+        active_Z: which of them are active.
+        gain: how much lower the distortion is, in nats per turn, than with z drawn from the prior; None where not measured.
     """
-    Z, rate = len(rate_Z), float(rate_Z.sum())
-    remedies = "set objective.free_bits (0.2 to 0.5 nats per dimension) or objective.target_rate, or raise batches.word_dropout"
+    Z, rate, active = len(rate_Z), float(rate_Z.sum()), int(active_Z.sum())
+    remedies = (
+        "set objective.free_bits (0.2 to 0.5 nats per dimension) or objective.target_rate, add objective.bag_of_words, or "
+        "raise batches.word_dropout"
+    )
     if Z == 0:
         return Verdict("no latent", "latent_size is 0: a deterministic baseline")
-    if rate < 0.1 or active_units == 0:
+    if rate < COLLAPSED_NATS or active == 0:
         return Verdict(
             "collapsed",
-            f"the posterior has collapsed onto the prior: the rate is {rate:.2f} nats per turn, {active_units} of {Z} units "
+            f"the posterior has collapsed onto the prior: the rate is {rate:.2f} nats per turn, {active} of {Z} units "
             f"are active, and the decoder ignores z. To mend it, {remedies}",
         )
-    if active_units < Z:
+    if gain is not None and gain < COLLAPSED_NATS:
+        return Verdict(
+            "collapsed",
+            f"the posterior holds {rate:.2f} nats per turn, but the decoder makes nothing of them: it gains {gain:.2f} nats "
+            "over a z drawn from the prior. To mend it, raise batches.word_dropout, or add objective.bag_of_words",
+        )
+    if active < Z:
+        idle = [dimension for dimension, used in enumerate(active_Z.tolist()) if not used]
         return Verdict(
             "partially collapsed",
-            f"{Z - active_units} of {Z} latent dimensions carry nothing. Lower model.latent_size to {active_units}, or "
-            f"{remedies}",
+            f"{Z - active} of {Z} latent dimensions carry nothing ({_ranges(idle)}, counted from 0). Lower model.latent_size "
+            f"to {active}, or {remedies}",
         )
     return Verdict("healthy", f"all {Z} latent dimensions are in use, at {rate:.1f} nats per turn")
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] as 0-2, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)

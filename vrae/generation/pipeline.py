@@ -25,7 +25,7 @@ from vrae.errors import ModelError, UserError
 from vrae.generation.decoding import Decoded, decode
 from vrae.generation.latent import lerp, slerp
 from vrae.model.folder import CONFIG, TOKENIZER, WEIGHTS, read
-from vrae.model.gaussian import Gaussian
+from vrae.model.gaussian import Density, divergence, join, repeat, select
 from vrae.model.vrae import VRAE
 
 DEMO_MODEL = "vrae-demo/model"  # where `vrae demo` leaves its model
@@ -153,9 +153,11 @@ class Pipeline:
             if not open_rows:
                 break
             rows = torch.tensor(open_rows, device=context_BC.device)
-            own = [self._noise([seed, attempt, _digest(windows[b])], n, decoding.max_tokens) for b in open_rows]
+            own = [
+                self._noise([seed, attempt, _digest(windows[b])], n, prior.noise_size, decoding.max_tokens) for b in open_rows
+            ]
             noise = [torch.cat(parts) for parts in zip(*own, strict=True)]
-            z_BZ = Gaussian(*(value[rows] for value in prior)).repeat(n).sample(noise[0])
+            z_BZ = repeat(select(prior, rows), n).sample(noise[0])
             drawn = self._decode(z_BZ, context_BC[rows].repeat_interleave(n, 0), noise[1], decoding)
             for place, text in enumerate(drawn):
                 reply = Reply(self.tokenizer.decode(text.ids), text.log_prob, text.log_prob, len(text.ids))
@@ -176,8 +178,8 @@ class Pipeline:
             prior, context_1C = self.model.condition(batch)
         for start in range(0, n, _ROWS):
             rows = min(_ROWS, n - start)
-            noise = self._noise([seed, start], rows, decoding.max_tokens)
-            drawn = self._decode(prior.repeat(rows).sample(noise[0]), context_1C.expand(rows, -1), noise[1], decoding)
+            noise = self._noise([seed, start], rows, prior.noise_size, decoding.max_tokens)
+            drawn = self._decode(repeat(prior, rows).sample(noise[0]), context_1C.expand(rows, -1), noise[1], decoding)
             for text in drawn:
                 yield Sample(self.tokenizer.decode(text.ids), text.log_prob)
 
@@ -194,7 +196,9 @@ class Pipeline:
             with torch.inference_mode():
                 inferred = self.model.infer(batch)
                 mean_BZ, context_BC = inferred.posterior.mean_BZ, inferred.context_BC
-                rates = inferred.posterior.kl(inferred.prior).sum(-1).tolist()
+                noise_BN = self._noise([0], len(mean_BZ), inferred.posterior.noise_size, 0)[0]
+                z_BZ = inferred.posterior.sample(noise_BN)
+                rates = divergence(inferred.posterior, inferred.prior, z_BZ).sum(-1).tolist()
                 log_probs = self.model.log_prob(batch, mean_BZ, context_BC).tolist()
             decoded = self._decode(mean_BZ, context_BC, None, GREEDY)
             for i, text in enumerate(decoded):
@@ -213,7 +217,7 @@ class Pipeline:
         _in_range("steps", steps, 2, MAX_STEPS)
         if method not in ("slerp", "lerp"):
             raise UserError(f"method must be slerp or lerp. Got {method!r}")
-        mean_BZ, _ = self._encode([a, b])
+        mean_BZ = self._encode([a, b]).mean_BZ
         t_S = torch.linspace(0, 1, steps, device=mean_BZ.device)
         path_SZ = (slerp if method == "slerp" else lerp)(mean_BZ[0], mean_BZ[1], t_S)
         with torch.inference_mode():
@@ -223,17 +227,17 @@ class Pipeline:
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Means and log-variances of q(z | text), without context, each [len(texts), Z] float32."""
-        mean_BZ, log_var_BZ = self._encode(texts)
-        return mean_BZ.cpu().numpy(), log_var_BZ.cpu().numpy()
+        posterior = self._encode(texts)
+        return posterior.mean_BZ.cpu().numpy(), posterior.log_var_BZ.cpu().numpy()
 
-    def _encode(self, texts: Sequence[str]) -> Gaussian:
+    def _encode(self, texts: Sequence[str]) -> Density:
         windows = [self._window(text, ()) for text in self._latent(texts)]
         with torch.inference_mode():
             parts = [
                 self.model.infer(self._batch(windows[start : start + _ROWS])).posterior
                 for start in range(0, len(windows), _ROWS)
             ]
-        return Gaussian(*(torch.cat(values) for values in zip(*parts, strict=True)))
+        return join(parts)
 
     def _latent(self, texts: Sequence[str]) -> Sequence[str]:
         if not self.model.config.latent_size:
@@ -255,10 +259,10 @@ class Pipeline:
                 texts += decode(self.model.decoder, state, noise_BT[rows], config)
         return texts
 
-    def _noise(self, seed: list[int], rows: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """Normal [rows, Z] and uniform [rows, T] noise."""
+    def _noise(self, seed: list[int], rows: int, size: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Normal [rows, size] and uniform [rows, tokens] noise."""
         rng = np.random.default_rng(seed)
-        normal = rng.standard_normal((rows, self.model.config.latent_size), np.float32)
+        normal = rng.standard_normal((rows, size), np.float32)
         uniform = rng.random((rows, tokens), np.float32)
         dtype, device = self.model.decoder.out.bias.dtype, self.model.device
         return torch.from_numpy(normal).to(device, dtype), torch.from_numpy(uniform).to(device)

@@ -25,11 +25,12 @@ class DecoderState(NamedTuple):
     """Where a decoder stands in B texts."""
 
     condition_BE: Tensor
+    skip_BE: Tensor
     state_LBH: Tensor
 
     def select(self, rows: Tensor) -> DecoderState:
         """The state of some of the texts."""
-        return DecoderState(self.condition_BE[rows], self.state_LBH[:, rows])
+        return DecoderState(self.condition_BE[rows], self.skip_BE[rows], self.state_LBH[:, rows])
 
 
 class Decoder(nn.Module):
@@ -39,7 +40,8 @@ class Decoder(nn.Module):
 
     Adding W d to the token's embedding is what appending d to it comes to, once the GRU's input matrix is multiplied out,
     and costs one product per text instead of one per token. With `tied_output` off, e(.) in the last formula is a matrix
-    of its own (tying: Press & Wolf 2017).
+    of its own (tying: Press & Wolf 2017). With `skip_latent`, P s_t becomes P s_t + S z: the latent reaches the output layer
+    past the recurrence (Dieng et al. 2019).
     """
 
     def __init__(self, embedding: nn.Embedding, config: ModelConfig) -> None:
@@ -57,6 +59,8 @@ class Decoder(nn.Module):
             dropout=config.dropout if config.decoder_layers > 1 else 0.0,
         )
         self.project = nn.Linear(config.hidden_size, config.embedding_size)
+        if config.skip_latent:
+            self.skip = nn.Linear(config.latent_size, config.embedding_size, bias=False)
         self.out = nn.Linear(config.embedding_size, config.vocab_size)
         if config.tied_output:
             self.out.weight = embedding.weight
@@ -66,17 +70,19 @@ class Decoder(nn.Module):
         condition_BD = torch.cat([z_BZ, context_BC], -1)
         state_BX = torch.tanh(self.start_state(condition_BD))
         state_LBH = state_BX.view(len(z_BZ), self.config.decoder_layers, -1).transpose(0, 1).contiguous()
-        return DecoderState(self.condition(condition_BD), state_LBH)
+        condition_BE = self.condition(condition_BD)
+        skip_BE = self.skip(z_BZ) if self.config.skip_latent else torch.zeros_like(condition_BE)
+        return DecoderState(condition_BE, skip_BE, state_LBH)
 
     def step(self, ids_B: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
         """Reads one token of each text: logits [B, V] of the next, and the state after it."""
         inputs_BE = self.dropout(self.embedding(ids_B)) + state.condition_BE
         states_1BH, state_LBH = self.gru(inputs_BE[None], state.state_LBH)
-        return self.logits(states_1BH[0]), state._replace(state_LBH=state_LBH)
+        return self.logits(states_1BH[0], state.skip_BE), state._replace(state_LBH=state_LBH)
 
-    def logits(self, states_PH: Tensor) -> Tensor:
-        """[P, H] states to [P, V] logits."""
-        logits_PV: Tensor = self.out(self.dropout(self.project(states_PH)))
+    def logits(self, states_PH: Tensor, skip_PE: Tensor) -> Tensor:
+        """[P, H] states and what is added to their projection, to [P, V] logits."""
+        logits_PV: Tensor = self.out(self.dropout(self.project(states_PH) + skip_PE))
         return logits_PV
 
     def log_prob(self, inputs_BT: Tensor, targets_BT: Tensor, lengths_B: Tensor, state: DecoderState) -> Tensor:
@@ -92,13 +98,24 @@ class Decoder(nn.Module):
         rows, inputs, targets = (pack(values, lengths_B) for values in (rows_BT, inputs_BT, targets_BT))
         inputs_PE = self.dropout(self.embedding(inputs.data)) + state.condition_BE[rows.data]
         states, _ = self.gru(like(inputs, inputs_PE), state.state_LBH)
+        chunks = (torch.split(values, _CHUNK) for values in (states.data, rows.data, targets.data))
         log_prob_P = torch.cat(
             [
-                -F.cross_entropy(self.logits(states_H), targets_, reduction="none")
-                for states_H, targets_ in zip(torch.split(states.data, _CHUNK), torch.split(targets.data, _CHUNK), strict=True)
+                -F.cross_entropy(self.logits(states_PH, state.skip_BE[rows_P]), targets_P, reduction="none")
+                for states_PH, rows_P, targets_P in zip(*chunks, strict=True)
             ]
         )
         return log_prob_P.new_zeros(len(inputs_BT)).index_add(0, rows.data, log_prob_P)
+
+    def reset_parameters(self) -> None:
+        """Draws new weights, but for the token embeddings, which are not the decoder's alone."""
+        for layer in self.children():
+            if layer is not self.embedding and not isinstance(layer, nn.Dropout) and layer is not self.out:
+                layer.reset_parameters()  # type: ignore[operator]
+        if self.config.tied_output:
+            nn.init.uniform_(self.out.bias, -(self.config.embedding_size**-0.5), self.config.embedding_size**-0.5)
+        else:
+            self.out.reset_parameters()
 
     def first_tokens(self, count: int) -> Tensor:
         """[count] bos ids: what `step` reads first."""

@@ -64,8 +64,12 @@ class ContextEncoder(nn.Module):
         self.speaker = nn.Embedding(2, config.hidden_size) if config.speakers else None
         self.gru = nn.GRU(config.hidden_size, config.context_size)
 
-    def forward(self, turns_BKH: Tensor, lengths_B: Tensor, same_speaker_BK: Tensor) -> Tensor:
-        """[B, K, H] turn vectors, how many of the K are real (on the CPU), and who spoke them, to [B, C]."""
+    def forward(self, turns_BKH: Tensor, lengths_B: Tensor, same_speaker_BK: Tensor, unknown_BK: Tensor) -> Tensor:
+        """[B, K, H] turn vectors, how many of the K are real (on the CPU), who spoke them, and which are withheld, to [B, C].
+
+        A withheld turn is a vector of zeros in its place (utterance drop of Park et al. 2018, section 4.2).
+        """
+        turns_BKH = turns_BKH.masked_fill(unknown_BK[:, :, None], 0.0)
         if self.speaker is not None:
             turns_BKH = turns_BKH + self.speaker(same_speaker_BK)
         context_BC = self.empty_C.to(turns_BKH.dtype).expand(len(lengths_B), -1)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
 from vrae.config import ModelConfig, from_dict
 from vrae.corpus.tokenizer import Tokenizer
@@ -38,9 +39,13 @@ def to_files(model: VRAE, tokenizer: Tokenizer, info: dict[str, Any]) -> dict[st
     return {CONFIG: to_json(config), WEIGHTS: safetensors.torch.save(weights(model)), TOKENIZER: tokenizer.model}
 
 
-def weights(model: VRAE) -> dict[str, torch.Tensor]:
-    """The parameters by name, each once: a tied output matrix is stored as the embedding that it is."""
-    return {name: value.detach().cpu().contiguous() for name, value in model.named_parameters()}
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and running moments by name, each once: a tied output matrix is stored as the embedding that it is."""
+    return {name: value.detach().cpu().contiguous() for name, value in _tensors(model).items()}
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def read(folder: str | Path, device: torch.device | str = "cpu") -> Loaded:
@@ -67,7 +72,7 @@ def read(folder: str | Path, device: torch.device | str = "cpu") -> Loaded:
     return Loaded(model.to(device).eval(), tokenizer, info)
 
 
-def load_weights(model: VRAE, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path) -> None:
     """Fills `model` from a safetensors file. Raises ModelError, naming the tensor, when anything does not fit."""
     _fill(model, _read_tensors(path), path)
 
@@ -81,20 +86,20 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise ModelError(f"{path}: not a safetensors file, or damaged: {str(error)[:200]}") from None
 
 
-def _fill(model: VRAE, stored: dict[str, torch.Tensor], path: Path) -> None:
-    parameters = dict(model.named_parameters())
-    for problem, names in (("lacks", parameters.keys() - stored.keys()), ("has unknown", stored.keys() - parameters.keys())):
+def _fill(model: nn.Module, stored: dict[str, torch.Tensor], path: Path) -> None:
+    tensors = _tensors(model)
+    for problem, names in (("lacks", tensors.keys() - stored.keys()), ("has unknown", stored.keys() - tensors.keys())):
         if names:
             raise ModelError(f"{path}: {problem} {', '.join(sorted(names)[:5]):.200}")
     with torch.no_grad():
-        for name, parameter in parameters.items():
+        for name, tensor in tensors.items():
             value = stored[name]
             if value.dtype not in _DTYPES:
                 raise ModelError(f"{path}: {name} must hold floating-point numbers of 16 to 64 bits. Got {value.dtype}")
-            if value.shape != parameter.shape:
-                raise ModelError(f"{path}: {name} must have shape {tuple(parameter.shape)}. Got {tuple(value.shape)}")
-            parameter.copy_(value)
-            if not torch.isfinite(parameter).all():
+            if value.shape != tensor.shape:
+                raise ModelError(f"{path}: {name} must have shape {tuple(tensor.shape)}. Got {tuple(value.shape)}")
+            tensor.copy_(value)
+            if not torch.isfinite(tensor).all():
                 raise ModelError(f"{path}: {name} holds values that are not finite numbers")
 
 

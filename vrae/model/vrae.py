@@ -1,8 +1,8 @@
 """The model: one turn x given the K turns before it, through a latent z.
 
-    z ~ p(z | c)          prior       N(0, I) when K = 0, a learnt diagonal Gaussian of the context when K >= 1
+    z ~ p(z | c)          prior       N(0, I) when K = 0, a learnt Gaussian (or mixture) of the context when K >= 1
     x ~ p(x | z, c)       decoder     a GRU; z and c start its state and enter every step
-    q(z | x, c)           posterior   a diagonal Gaussian read off a GRU encoding of x, and c
+    q(z | x, c)           posterior   a Gaussian (or flow) read off a GRU encoding of x, and c
     c = ContextGRU(TurnGRU(u_1) .. TurnGRU(u_K))
 
 K = 0 is the variational recurrent autoencoder (Fabius & van Amersfoort 2014; Bowman et al. 2016), K = 1 the conditional one
@@ -23,14 +23,16 @@ from vrae.config import ModelConfig
 from vrae.corpus.batches import Batch
 from vrae.model.decoder import Decoder
 from vrae.model.encoder import ContextEncoder, TurnEncoder
-from vrae.model.gaussian import DiagonalGaussian, Gaussian, StandardPrior
+from vrae.model.flow import FlowPosterior
+from vrae.model.gaussian import Density, DiagonalGaussian, StandardPrior, divergence
+from vrae.model.mixture import MixturePrior
 
 
 class ElboTerms(NamedTuple):
     """The two sides of the bound, in nats: log p(x | c) >= -(distortion + rate)."""
 
     distortion_B: Tensor  # -log p(x | z, c) at one z drawn from q(z | x, c)
-    rate_BZ: Tensor  # KL(q(z | x, c) || p(z | c)) of each latent dimension
+    rate_BZ: Tensor  # KL(q(z | x, c) || p(z | c)) of each latent dimension, or its estimate at that z (`divergence`)
 
     @property
     def rate_B(self) -> Tensor:
@@ -45,8 +47,8 @@ class ElboTerms(NamedTuple):
 class Inferred(NamedTuple):
     """What is known about z and the condition before anything is decoded."""
 
-    posterior: Gaussian
-    prior: Gaussian
+    posterior: Density
+    prior: Density
     context_BC: Tensor
 
 
@@ -71,9 +73,16 @@ class VRAE(nn.Module):
         self.posterior: nn.Module = StandardPrior(0)
         self.prior: nn.Module = StandardPrior(config.latent_size)
         if config.latent_size:
-            self.posterior = DiagonalGaussian(config.hidden_size + context_size, config.latent_size)
-            if config.context_turns:
+            in_size = config.hidden_size + context_size
+            self.posterior = DiagonalGaussian(in_size, config.latent_size, mean_scale=config.batch_norm_scale)
+            if config.flow_steps:
+                self.posterior = FlowPosterior(
+                    self.posterior, in_size, config.hidden_size, config.latent_size, config.flow_steps
+                )
+            if config.prior_of_context == "gaussian":
                 self.prior = DiagonalGaussian(context_size, config.latent_size, context_size)
+            elif config.prior_of_context == "mixture":
+                self.prior = MixturePrior(context_size, config.latent_size, context_size, config.prior_components)
         self.decoder = Decoder(embedding, config)
 
     def forward(self, batch: Batch, noise_BZ: Tensor | None = None) -> ElboTerms:
@@ -81,7 +90,7 @@ class VRAE(nn.Module):
         inferred = self.infer(batch)
         z_BZ = inferred.posterior.sample(noise_BZ)
         distortion_B = -self.log_prob(batch, z_BZ, inferred.context_BC)
-        return ElboTerms(distortion_B, inferred.posterior.kl(inferred.prior))
+        return ElboTerms(distortion_B, divergence(inferred.posterior, inferred.prior, z_BZ))
 
     def infer(self, batch: Batch) -> Inferred:
         """Encodes each distinct turn once; returns q(z | x, c), p(z | c) and c of every window."""
@@ -90,7 +99,7 @@ class VRAE(nn.Module):
         target_BH = turns_NH[batch.target_B]
         return Inferred(self.posterior(torch.cat([target_BH, context_BC], -1)), self.prior(context_BC), context_BC)
 
-    def condition(self, batch: Batch) -> tuple[Gaussian, Tensor]:
+    def condition(self, batch: Batch) -> tuple[Density, Tensor]:
         """p(z | c) and c alone: what generation starts from. The targets of `batch` do not matter."""
         context_BC = self.encode_context(batch, self.encode_turns(batch))
         return self.prior(context_BC), context_BC
@@ -106,7 +115,9 @@ class VRAE(nn.Module):
         """[B, C] context states; width 0 when K = 0."""
         if not self.config.context_turns:
             return turns_NH.new_zeros(len(batch.target_B), 0)
-        context_BC: Tensor = self.context_encoder(turns_NH[batch.context_BK], batch.context_lengths_B, batch.same_speaker_BK)
+        context_BC: Tensor = self.context_encoder(
+            turns_NH[batch.context_BK], batch.context_lengths_B, batch.same_speaker_BK, batch.unknown_BK
+        )
         return context_BC
 
     def log_prob(self, batch: Batch, z_BZ: Tensor, context_BC: Tensor) -> Tensor:
@@ -114,6 +125,13 @@ class VRAE(nn.Module):
         T = batch.inputs_BT.shape[1]
         targets_BT = batch.turns_NT[batch.target_B, :T]
         return self.decoder.log_prob(batch.inputs_BT, targets_BT, batch.target_lengths_B, self.decoder.start(z_BZ, context_BC))
+
+    def inference_network(self) -> list[nn.Parameter]:
+        """The parameters that q(z | x) alone depends on, at K = 0: all but the token embeddings, which the decoder shares."""
+        assert self.config.context_turns == 0, "with a context the turn encoder serves the decoder too"
+        shared = self.decoder.embedding.weight
+        modules = (self.turn_encoder, self.posterior) if self.config.latent_size else ()
+        return [parameter for module in modules for parameter in module.parameters() if parameter is not shared]
 
     @property
     def device(self) -> torch.device:

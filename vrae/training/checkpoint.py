@@ -2,6 +2,7 @@
 
     RUN/checkpoints/step-00001234/   config.json model.safetensors tokenizer.model     a model folder, ready to load
                                      optimizer.safetensors trainer.json manifest.json   the rest of the state
+                                     auxiliary.safetensors   networks that training alone needs, where there are any
     RUN/checkpoints/last, best       the names of two of them
 
 A checkpoint appears under its name only when it is complete and on disk; then `last` is moved. There is no random state to
@@ -17,15 +18,15 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vrae.corpus.tokenizer import Tokenizer
 from vrae.errors import ModelError
 from vrae.files import check_folder, to_json, write_file, write_folder
-from vrae.model.folder import WEIGHTS, load_weights, to_files
+from vrae.model.folder import WEIGHTS, load_weights, to_files, weights
 from vrae.model.vrae import VRAE
 
-OPTIMIZER, STATE = "optimizer.safetensors", "trainer.json"
+OPTIMIZER, AUXILIARY, STATE = "optimizer.safetensors", "auxiliary.safetensors", "trainer.json"
 
 
 class Restored(NamedTuple):
@@ -42,10 +43,11 @@ class Checkpoints:
     Args:
         run: the run's folder.
         keep_last: how many to keep besides the best.
+        auxiliary: what is trained beside the model and is no part of it; None: nothing.
     """
 
-    def __init__(self, run: Path, keep_last: int) -> None:
-        self.folder, self.keep_last = run / "checkpoints", keep_last
+    def __init__(self, run: Path, keep_last: int, auxiliary: nn.Module | None = None) -> None:
+        self.folder, self.keep_last, self.auxiliary = run / "checkpoints", keep_last, auxiliary
 
     def save(
         self,
@@ -62,6 +64,8 @@ class Checkpoints:
             OPTIMIZER: safetensors.torch.save(_optimizer_tensors(optimizer)),
             STATE: to_json(state),
         }
+        if self.auxiliary is not None:
+            files[AUXILIARY] = safetensors.torch.save(weights(self.auxiliary))
         self.folder.mkdir(parents=True, exist_ok=True)
         write_folder(path, files)
         if state["best_step"] == state["step"]:
@@ -92,6 +96,8 @@ class Checkpoints:
                 continue
             state = json.loads((path / STATE).read_bytes())
             load_weights(model, path / WEIGHTS)
+            if self.auxiliary is not None:
+                load_weights(self.auxiliary, path / AUXILIARY)
             tensors = safetensors.torch.load((path / OPTIMIZER).read_bytes())
             _restore_optimizer(optimizer, tensors)
             return Restored(path, state, warnings)

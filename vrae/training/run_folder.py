@@ -30,7 +30,7 @@ def fit_to_corpus(config: RunConfig, corpus: Corpus) -> RunConfig:
 def open_run(config: RunConfig, corpus: Corpus, run: Path, *, resume: bool, overwrite: bool) -> None:
     """Checks that `run` is what the caller says, and records what is trained there."""
     record = run / "run.json"
-    now = {"config": dataclasses.asdict(config), "corpus": corpus_info(corpus)}
+    now = {"config": dataclasses.asdict(config), "corpus": corpus_info(corpus), "data": str(corpus.path.resolve())}
     if resume:
         try:
             then = json.loads(record.read_bytes())
@@ -77,3 +77,12 @@ def corpus_info(corpus: Corpus) -> dict[str, Any]:
         "cleaning": manifest["settings"]["cleaning"],
         "splits": manifest["splits"],
     }
+
+
+def corpus_of(run: Path) -> str:
+    """Where the corpus is that a run was trained on. Raises UserError where that is not known."""
+    try:
+        path: str = json.loads((run / "run.json").read_bytes())["data"]
+        return path
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{run} does not say which corpus it was trained on. Pass --data, a prepared corpus") from None

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from vrae.config import ObjectiveConfig, TrainConfig
 
+_LOOK_EVERY, _MOST_STEPS = 15, 100  # of the aggressive phase, as in He et al. 2019
+
 
 def learning_rate(step: int, max_steps: int, config: TrainConfig) -> float:
     """Linear warm-up to the highest rate, then half a cosine down to the final one at max_steps (Loshchilov & Hutter 2017)."""
@@ -20,10 +22,13 @@ def learning_rate(step: int, max_steps: int, config: TrainConfig) -> float:
 def kl_weight(step: int, config: ObjectiveConfig) -> float:
     """beta * schedule(step), with schedule between 0 and 1.
 
-    `linear` and `logistic` are Bowman et al. 2016, section 3.1 (the logistic runs from 0.0025 to 0.9975 over the warm-up);
-    `cyclical` is Fu et al. 2019, eq. 6-7: in each cycle a linear rise over the first half, then 1; after the last, 1.
+    It is 0 during `pretrain_steps`, and the schedule begins after them. `linear` and `logistic` are Bowman et al. 2016,
+    section 3.1 (the logistic runs from 0.0025 to 0.9975 over the warm-up); `cyclical` is Fu et al. 2019, eq. 6-7: in each
+    cycle a linear rise over the first half, then 1; after the last, 1.
     """
-    progress = step / config.kl_warmup_steps
+    if step < config.pretrain_steps:
+        return 0.0
+    progress = (step - config.pretrain_steps) / config.kl_warmup_steps
     if config.kl_schedule == "constant":
         return config.beta
     if config.kl_schedule == "cyclical":
@@ -63,3 +68,50 @@ class RateController:
         """Moves the weight after a step whose batch had this mean rate, in nats per turn."""
         error = min(max((rate - self.target) / self.target, -1.0), 1.0)
         self.weight = min(max(self.weight * math.exp(self.gain * error), self.lowest), self.highest)
+
+
+@dataclass
+class AggressivePhase:
+    """Whether a step is the inference network's or the decoder's (He et al. 2019, algorithm 1).
+
+    The inference network is updated until its loss stops falling, looked at every 15 steps and for 100 steps at most; then the
+    decoder is, once. The phase ends for good when validation mutual information has not risen; from then on every step updates
+    both. Each update is a step of training like any other, on a batch of its own.
+
+    Args:
+        over: the phase has ended.
+        steps: updates of the inference network since the last one of the decoder.
+        nats, tokens: summed loss and size of the batches since the last look.
+        before: nats per token at the last look; None before the first.
+        information: mutual information at the last validation, nats; None before the first.
+    """
+
+    over: bool = False
+    steps: int = 0
+    nats: float = 0.0
+    tokens: int = 0
+    before: float | None = None
+    information: float | None = None
+
+    @property
+    def trains_inference(self) -> bool:
+        """Whether the coming step is the inference network's alone."""
+        return not self.over and self.steps < _MOST_STEPS
+
+    def update(self, nats: float, tokens: int) -> None:
+        """After a step whose batch had this summed loss."""
+        if self.steps >= _MOST_STEPS:  # the decoder's
+            self.steps, self.nats, self.tokens, self.before = 0, 0.0, 0, None
+            return
+        self.steps, self.nats, self.tokens = self.steps + 1, self.nats + nats, self.tokens + tokens
+        if self.steps % _LOOK_EVERY == 0:
+            now = self.nats / self.tokens
+            if self.before is not None and now > self.before:
+                self.steps = _MOST_STEPS
+            self.before, self.nats, self.tokens = now, 0.0, 0
+
+    def validated(self, information: float) -> bool:
+        """After a validation; returns whether the phase is over."""
+        self.over = self.over or (self.information is not None and information <= self.information)
+        self.information = information
+        return self.over

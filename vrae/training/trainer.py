@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import nn
 
 from vrae.config import DecodingConfig, RunConfig, TrainConfig
 from vrae.corpus.batches import TrainingBatches, Windows
@@ -25,13 +25,13 @@ from vrae.errors import DivergenceError, UserError
 from vrae.evaluation.information import ActiveUnits, offsets
 from vrae.evaluation.likelihood import Bound, measure
 from vrae.generation.pipeline import MAX_CHARACTERS, Pipeline
-from vrae.model.vrae import VRAE, ElboTerms
+from vrae.model.vrae import VRAE
 from vrae.training.checkpoint import Checkpoints
 from vrae.training.hardware import pick_device, pick_precision
 from vrae.training.monitor import Monitor
-from vrae.training.objective import loss
+from vrae.training.objective import BagOfWords, objective
 from vrae.training.run_folder import DRY_RUN, corpus_info, fit_to_corpus, open_run
-from vrae.training.schedules import RateController, kl_weight, learning_rate
+from vrae.training.schedules import AggressivePhase, RateController, kl_weight, learning_rate
 from vrae.training.signals import InterruptedRunError, StopSignals
 
 _JUDGED_STEPS = 50  # after so many, max_steps 0 becomes a number
@@ -55,6 +55,7 @@ class Progress:
     skipped: int = 0  # steps whose loss or gradient was not finite
     sums: dict[str, float] = field(default_factory=dict)  # of the metrics line being filled
     active: dict[str, Any] = field(default_factory=dict)  # likewise, its active units
+    aggressive: dict[str, Any] = field(default_factory=dict)  # the fields of AggressivePhase
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,12 @@ class _Run:
         self.precision = pick_precision(options.precision, self.device)
         torch.manual_seed(options.seed)
         self.model = VRAE(config.model).to(self.device)
-        self.optimizer = _optimizer(self.model, options)
+        self.bag_of_words = BagOfWords(config.model).to(self.device) if config.objective.bag_of_words else None
+        self.optimizer = _optimizer(self.model, self.bag_of_words, options)
         self.windows, self.validation = windows["train"], windows["validation"]
-        self.batches = TrainingBatches(self.windows, options.seed, config.model.latent_size)
-        self.checkpoints = Checkpoints(run, options.keep_last)
+        self.noise_shape = config.objective.importance_samples, config.model.latent_size
+        self.batches = TrainingBatches(self.windows, options.seed, math.prod(self.noise_shape))
+        self.checkpoints = Checkpoints(run, options.keep_last, self.bag_of_words)
         self.progress = Progress()
         self.saved: tuple[Path, dict[str, Any]] | None = None  # the last checkpoint, and trainer.json of it
         warnings: list[str] = []
@@ -131,6 +134,7 @@ class _Run:
         for line in warnings:
             self.monitor.say(line)
         self.active = ActiveUnits(config.model.latent_size, self.progress.active)
+        self.phase = AggressivePhase(**self.progress.aggressive or {"over": not config.objective.aggressive})
 
     def fit(self) -> Result:
         """Trains to the end; returns with the best model on disk."""
@@ -196,13 +200,12 @@ class _Run:
 
     def _step(self) -> bool:
         """One optimiser step. Returns False where it was skipped because something was not finite."""
-        options, progress, objective = self.config.train, self.progress, self.config.objective
+        options, progress, config = self.config.train, self.progress, self.config.objective
         began = time.perf_counter()
-        step, Z = progress.step, self.config.model.latent_size
-        controller = (
-            RateController(objective.target_rate, objective.beta, progress.kl_weight) if objective.target_rate else None
-        )
-        weight = controller.weight if controller else kl_weight(step, objective)
+        step, pretraining = progress.step, progress.step < config.pretrain_steps
+        if step and step == config.pretrain_steps:
+            self._renew_decoder()
+        weight = self._kl_weight()
         rate_of_step = learning_rate(step, progress.max_steps or 10**9, options)
         for group in self.optimizer.param_groups:
             group["lr"] = rate_of_step
@@ -210,28 +213,33 @@ class _Run:
         parts = self.batches.parts(step, options.accumulate)
         turns = sum(len(batch.target_B) for batch, _ in parts)
         tokens = sum(batch.tokens for batch, _ in parts)
-        distortion, rate = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        total, distortion, rate = (torch.zeros((), device=self.device) for _ in range(3))
         moved = []
         self.model.train()
-        for i, (batch, noise_BZ) in enumerate(parts):
+        for i, (batch, noise_BX) in enumerate(parts):
             torch.manual_seed(_mix(options.seed, step, i))  # dropout
+            noise_SBZ = noise_BX.view(len(noise_BX), *self.noise_shape).transpose(0, 1).to(self.device)
+            noise_SBZ = torch.zeros_like(noise_SBZ) if pretraining else noise_SBZ
             with self._autocast():
-                terms, offsets_BZ = self._forward(batch.to(self.device), noise_BZ.to(self.device))
-            share = len(terms.distortion_B) / turns
-            (loss(terms, weight, objective) * share).backward()  # type: ignore[no-untyped-call]
+                loss, terms, inferred = objective(
+                    self.model, self.bag_of_words, batch.to(self.device), noise_SBZ, weight, config
+                )
+            (loss * (len(terms.distortion_B) / turns)).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() * len(terms.distortion_B)
             distortion += terms.distortion_B.detach().sum()
             rate += terms.rate_BZ.detach().sum()
-            moved.append(offsets_BZ)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip_norm or math.inf)
+            moved.append(offsets(inferred.posterior, inferred.prior).detach())
+        for parameter in self._resting():
+            parameter.grad = None
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters(), options.clip_norm or math.inf)
         progress.step += 1
         finite = math.isfinite(float(norm)) and math.isfinite(float(distortion + rate))
         if finite:
             self.optimizer.step()
             for offsets_BZ in moved:
                 self.active.add(offsets_BZ)
-            if controller and Z:
-                controller.update(float(rate) / turns)
-                progress.kl_weight = controller.weight
+            if not pretraining:
+                self._steer(float(total), float(rate), turns, tokens)
         else:
             progress.skipped += 1
             self.monitor.say(f"step {progress.step}: loss or gradient not finite, skipped ({progress.skipped} so far)")
@@ -248,12 +256,44 @@ class _Run:
             self._log(weight, rate_of_step)
         return finite
 
-    def _forward(self, batch: Any, noise_BZ: Tensor) -> tuple[ElboTerms, Tensor]:
-        inferred = self.model.infer(batch)
-        z_BZ = inferred.posterior.sample(noise_BZ)
-        distortion_B = -self.model.log_prob(batch, z_BZ, inferred.context_BC)
-        terms = ElboTerms(distortion_B, inferred.posterior.kl(inferred.prior))
-        return terms, offsets(inferred.posterior, inferred.prior)
+    def _kl_weight(self) -> float:
+        """Of the coming step."""
+        config, step = self.config.objective, self.progress.step
+        if config.target_rate and step >= config.pretrain_steps:
+            return min(self.progress.kl_weight, config.beta)
+        return kl_weight(step, config)
+
+    def _steer(self, loss: float, rate: float, turns: int, tokens: int) -> None:
+        """What reacts to a step: the rate's controller, and whose turn it is in an aggressive phase. Sums over the batch."""
+        config, progress = self.config.objective, self.progress
+        if config.target_rate and self.config.model.latent_size:
+            controller = RateController(config.target_rate, config.beta, progress.kl_weight)
+            controller.update(rate / turns)
+            progress.kl_weight = controller.weight
+        if not self.phase.over:
+            self.phase.update(loss, tokens)
+
+    def _resting(self) -> list[nn.Parameter]:
+        """The parameters that the coming update leaves alone: all but one network's while a phase is aggressive."""
+        if self.phase.over or self.progress.step < self.config.objective.pretrain_steps:
+            return []
+        inference = self.model.inference_network()
+        if not self.phase.trains_inference:
+            return inference
+        chosen = set(inference)
+        return [parameter for parameter in self._parameters() if parameter not in chosen]
+
+    def _renew_decoder(self) -> None:
+        """Draws the decoder anew after pre-training, and forgets the optimiser's moments of it (Li et al. 2019)."""
+        torch.manual_seed(_mix(self.config.train.seed, self.progress.step, 2**32 - 1))
+        self.model.decoder.reset_parameters()
+        for parameter in self.model.decoder.parameters():
+            if parameter is not self.model.decoder.embedding.weight:
+                self.optimizer.state.pop(parameter, None)
+        self.monitor.say(f"step {self.progress.step}: pre-training has ended, the decoder starts anew")
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _log(self, weight: float, rate_of_step: float) -> None:
         sums, progress = self.progress.sums, self.progress
@@ -278,10 +318,12 @@ class _Run:
         self.active = ActiveUnits(self.config.model.latent_size)
 
     def _validate(self) -> Bound:
-        progress, objective = self.progress, self.config.objective
+        progress = self.progress
         began = time.perf_counter()
         bound = self._bound()
-        weight = progress.kl_weight if objective.target_rate else kl_weight(progress.step, objective)
+        aggressive = not self.phase.over and progress.step > self.config.objective.pretrain_steps
+        if aggressive and self.phase.validated(bound.mutual_information):
+            self.monitor.say("    mutual information no longer rises: every step now trains the whole model")
         self.monitor.metrics(
             {
                 "step": progress.step,
@@ -290,7 +332,7 @@ class _Run:
                 "elbo": bound.elbo,
                 "rate": bound.rate,
                 "distortion": bound.distortion,
-                "kl_weight": weight,
+                "kl_weight": self._kl_weight(),
                 "active_units": bound.active_units,
                 "tokens_per_second": bound.tokens / (time.perf_counter() - began),
                 "lr": learning_rate(progress.step, progress.max_steps or 10**9, self.config.train),
@@ -308,8 +350,7 @@ class _Run:
         return bound
 
     def _bound(self) -> Bound:
-        batches = (batch for _, batch in self.validation.in_order(self.config.train.validation_turns))
-        return measure(self.model, batches)
+        return measure(self.model, self.validation, limit=self.config.train.validation_turns)
 
     def _samples(self) -> dict[str, list[Any]]:
         """A few things the model does, the same inputs and noise each time."""
@@ -329,6 +370,7 @@ class _Run:
     def _save(self) -> Path:
         """Writes a checkpoint, unless the last one holds this very state."""
         self.progress.active = self.active.state
+        self.progress.aggressive = dataclasses.asdict(self.phase)
         state = dataclasses.asdict(self.progress)
         if self.saved is None or self.saved[1] != state:
             try:
@@ -345,9 +387,11 @@ class _Run:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def _optimizer(model: VRAE, options: TrainConfig) -> torch.optim.Optimizer:
+def _optimizer(model: VRAE, bag_of_words: BagOfWords | None, options: TrainConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019); biases are not decayed."""
     named = list(model.named_parameters())
+    if bag_of_words is not None:
+        named += list(bag_of_words.named_parameters("bag_of_words"))
     groups: list[dict[str, Any]] = [
         {"params": [(n, p) for n, p in named if p.ndim >= 2], "weight_decay": options.weight_decay},
         {"params": [(n, p) for n, p in named if p.ndim < 2], "weight_decay": 0.0},

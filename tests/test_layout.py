@@ -19,8 +19,9 @@ ORDER = {
     "model": ["gaussian", "mixture", "flow", "encoder", "decoder", "vrae", "folder"],
     "generation": ["decoding", "latent", "pipeline"],
     "evaluation": [
-        "information", "turns", "likelihood", "score", "bits_back", "container", "compression", "bleu", "diversity", "vectors", "dialogue",
-        "quality", "paths", "report",
+        *("information", "turns", "likelihood", "score"),
+        *("bits_back", "container", "compression"),
+        *("bleu", "diversity", "vectors", "dialogue", "quality", "paths", "report"),
     ],
     "training": ["schedules", "objective", "hardware", "signals", "checkpoint", "monitor", "run_folder", "trainer", "judge"],
 }

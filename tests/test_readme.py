@@ -78,6 +78,14 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
         assert (ROOT / target).exists(), target
 
 
+def test_contributing_lists_the_mistakes_that_are_tried() -> None:
+    listed = re.findall(r"^\| ([^|]+) \| `vrae/", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    tried = re.findall(
+        r"^    Mutation\(\n        \"([^\"]+)\"", (ROOT / "tests" / "mutations.py").read_text(encoding="utf-8"), re.M
+    )
+    assert listed == tried
+
+
 def test_every_configuration_is_listed() -> None:
     listed = set(re.findall(r"\(configs/([\w-]+)\.yaml\)", README))
     assert listed == {path.stem for path in (ROOT / "configs").glob("*.yaml")}

@@ -231,9 +231,9 @@ def _compress(values: Namespace) -> int:
         _print_json({**dataclasses.asdict(account), "bits_turns": account.bits_turns, "bits_net": account.bits_net})
     else:
         each = account.bits_turns / max(account.turns, 1)
+        print(f"{account.text_bytes:,} bytes -> {account.container_bytes:,}")
         print(
-            f"{account.text_bytes:,} bytes -> {account.container_bytes:,}: {account.turns:,} turns in {account.bits_turns:,.0f} "
-            f"bits ({each:.1f} each), {account.raw_lines:,} lines as they are"
+            f"{account.turns:,} turns in {account.bits_turns:,.0f} bits ({each:.1f} each), {account.raw_lines:,} lines as they are"
         )
     return 0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import os
 import platform
 from collections.abc import Iterator
@@ -218,6 +219,9 @@ def _replies(pipeline: Pipeline, windows: Windows, corpus: Corpus, config: Evalu
     how = f"temperature {decoding.temperature:g}, top-p {decoding.top_p:g}, different replies, z from the prior"
     sections = []
     for protocol in ("legacy", "modern", "standard"):
+        if protocol == "standard" and not importlib.util.find_spec("sacrebleu"):
+            sections.append(Section("Replies, standard protocol", [], ["not measured. Run: pip install 'vrae[eval]'"]))
+            continue
         scores = score_replies(pairs, protocol, decoding=how, vectors=vectors)
         found = figures(scores, bleu_recall="0 to 1", bleu_precision="0 to 1", bleu_f1="0 to 1", words_per_reply="words")
         for one in (scores.distinct_1, scores.distinct_2):

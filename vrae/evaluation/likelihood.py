@@ -112,7 +112,9 @@ def measure_turns(model: VRAE, windows: Windows, *, limit: int = 0, k: int = 0, 
     parts: list[Turns] = []
     with (
         _eval_mode(model),
-        tqdm(total=min(limit or len(windows), len(windows)), unit="turn", disable=None if progress and not rank else True) as bar,
+        tqdm(
+            total=min(limit or len(windows), len(windows)), unit="turn", disable=None if progress and not rank else True
+        ) as bar,
     ):
         for windows_B, batch in itertools.islice(windows.in_order(limit), rank, None, world):
             parts.append(measure_batch(model, windows_B, batch.to(model.device), k=k, seed=seed))

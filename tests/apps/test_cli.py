@@ -99,6 +99,42 @@ def test_evaluate_prints_the_promised_keys_and_an_unweighted_bound(
     assert report["elbo"] == pytest.approx(-(report["rate"] + report["distortion"]))  # type: ignore[operator]
 
 
+def test_score_adds_up_the_bits_of_a_turn_given_its_context(
+    model: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["score", "how are you", "--context", "hi", "hello", "--k", "5", "--json", *model]) == 0
+    (typed,) = lines(capsys.readouterr().out)
+    promised = {"text", "bits_latent", "bits_text", "bits_total", "bits_iw", "bits_gap", "effective_samples", "tokens"}
+    assert set(typed) == promised
+    assert typed["bits_total"] == pytest.approx(typed["bits_latent"] + typed["bits_text"])  # type: ignore[operator]
+    given = b'{"text": "how are you", "context": ["hi", "hello"]}\n"how are you"\n{"context": []}\n'
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+    assert main(["score", "--k", "5", *model]) == 1
+    piped, alone, bad = lines(capsys.readouterr().out)
+    assert piped == typed
+    assert alone["bits_total"] != typed["bits_total"]
+    assert "stdin:3" in str(bad["error"])
+
+
+def test_compress_and_decompress_give_the_file_back(
+    model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = b"hello\n\nhow are you\r\n  two  spaces\n\xff\nno newline"
+    (tmp_path / "talk.txt").write_bytes(text)
+    assert main(["compress", str(tmp_path / "talk.txt"), "--out", str(tmp_path / "talk.vrae"), "--json", *model]) == 0
+    (account,) = lines(capsys.readouterr().out)
+    assert account["container_bytes"] == len((tmp_path / "talk.vrae").read_bytes())
+    assert main(["decompress", str(tmp_path / "talk.vrae"), "--out", str(tmp_path / "again.txt"), *model]) == 0
+    assert (tmp_path / "again.txt").read_bytes() == text
+    for arguments, message in (
+        (["compress", "nowhere.txt"], "nowhere.txt: cannot read: No such file"),
+        (["decompress", str(tmp_path / "talk.txt")], "talk.txt"),
+        (["decompress", str(tmp_path / "talk.vrae"), "--out", str(tmp_path / "no" / "where")], "cannot write"),
+    ):
+        assert main([*arguments, *([] if "--out" in arguments else ["--out", str(tmp_path / "out")]), *model]) == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["respond", "sample", "reconstruct", "interpolate"])
 def test_text_output_is_for_people(command: str, model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     texts = {"respond": ["hi"], "sample": [], "reconstruct": ["hi"], "interpolate": ["hi", "good morning"]}[command]

@@ -232,9 +232,8 @@ def _compress(values: Namespace) -> int:
     else:
         each = account.bits_turns / max(account.turns, 1)
         print(f"{account.text_bytes:,} bytes -> {account.container_bytes:,}")
-        print(
-            f"{account.turns:,} turns in {account.bits_turns:,.0f} bits ({each:.1f} each), {account.raw_lines:,} lines as they are"
-        )
+        print(f"{account.turns:,} turns in {account.bits_turns:,.0f} bits ({each:.1f} each)")
+        print(f"{account.raw_lines:,} lines as they are")
     return 0
 
 

@@ -184,7 +184,7 @@ class _Line(NamedTuple):
 
 
 def _send(model: VRAE, header: Header, stack: Stack, lines: list[_Line], quiet: bool) -> None:
-    """Puts the lines on the stack, the last one first."""
+    """Puts the lines on the stack, the last one first. Raises StackError."""
     turns, kinds, byte = _coders(model, header)
     for number in tqdm(reversed(range(len(lines))), "compressing", len(lines), disable=True if quiet else None):
         line = lines[number]
@@ -196,37 +196,26 @@ def _send(model: VRAE, header: Header, stack: Stack, lines: list[_Line], quiet: 
 
 
 def _receive(pipeline: Pipeline, header: Header, stack: Stack, quiet: bool) -> bytes:
-    """Takes the lines off the stack, the first one first."""
+    """Takes the lines off the stack, the first one first. Raises StackError."""
     turns, kinds, byte = _coders(pipeline.model, header)
     context: deque[np.ndarray] = deque(maxlen=pipeline.model.config.context_turns)
     lines: list[bytes] = []
-    left = header.size  # bytes that lines may still have
     for number in tqdm(range(header.lines), "decompressing", disable=True if quiet else None):
-        line, ids = b"", _NO_IDS
+        line, ids = bytearray(), _NO_IDS
         kind = int(stack.pop("kinds", kinds)[0])
         if kind == TURN:
             ids = turns.pop(stack, _window(context), number)
-            line = pipeline.tokenizer.decode(ids.tolist()).encode()
+            line += pipeline.tokenizer.decode(ids.tolist()).encode()
         elif kind == RAW:
-            line = _receive_raw(stack, byte, left)
-        left -= len(line)
-        if left < 0:
-            raise StackError
-        lines.append(line)
+            while not line.endswith(b"\n"):
+                line += bytes(stack.pop("raw", byte).tolist())
+            del line[-1]
+        lines.append(bytes(line))
         _remember(context, kind, ids)
     text = (b"\r\n" if header.crlf else b"\n").join(lines)
     if len(text) != header.size:
         raise StackError
     return text
-
-
-def _receive_raw(stack: Stack, byte: Any, most: int) -> bytes:
-    line = bytearray()
-    while len(line) <= most:
-        line += bytes(stack.pop("raw", byte).tolist())
-        if line.endswith(b"\n"):
-            return bytes(line[:-1])
-    raise StackError
 
 
 def _coders(model: VRAE, header: Header) -> tuple[TurnCoder, Any, Any]:

@@ -26,7 +26,7 @@ from vrae.generation.pipeline import Pipeline
 from vrae.training.judge import JUDGE, MIRROR, reverse_perplexity, train_language_model
 
 MEASURED = EvaluateConfig(split="test", k=50, max_turns=500, samples=1000, paths=0, contexts=0)
-SAMPLES = 4000  # for the reverse perplexity
+SAMPLES = 2000  # for the reverse perplexity
 # The judges differ in width from the models, so that none of them reads its own text.
 READER = dataclasses.replace(
     JUDGE,
@@ -38,7 +38,7 @@ SMALL_MIRROR = dataclasses.replace(
     MIRROR,
     model=dataclasses.replace(MIRROR.model, embedding_size=128, hidden_size=192),
     batches=dataclasses.replace(MIRROR.batches, tokens=1024),
-    train=dataclasses.replace(MIRROR.train, max_steps=400, checkpoint_every=400),
+    train=dataclasses.replace(MIRROR.train, max_steps=250, checkpoint_every=250),
 )
 
 
@@ -47,8 +47,10 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="prepared chitchat")
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and results")
     parser.add_argument("--trained", action="store_true", help="measure what is trained, train nothing")
+    parser.add_argument("names", nargs="*", help="these alone, of configs/remedies")
     options = parser.parse_args()
-    corpus, names = Corpus(options.data), [Path(name).name for name in configs() if name.startswith("remedies/")]
+    corpus, known = Corpus(options.data), [Path(name).name for name in configs() if name.startswith("remedies/")]
+    names = [name for name in known if name in (options.names or known)]
     reader = options.out / "reader"
     if not (reader / "done").exists():
         train_language_model(corpus, reader, READER)

@@ -77,7 +77,7 @@ class TestPictures:
 
     def test_leave_the_settings_as_they_were_and_need_no_pyplot(self, tmp_path: Path) -> None:
         before = dict(matplotlib.rcParams)
-        draw_all(tmp_path / "a")
+        plot_rate_per_dimension(RATES, ACTIVE, tmp_path / "rates.png")
         assert dict(matplotlib.rcParams) == before
         check = (
             "import sys; from vrae.apps.plots import plot_rate_per_dimension; assert 'matplotlib' not in sys.modules; "

@@ -273,6 +273,13 @@ class TestBatched:
         assert found.effective_N == pytest.approx(np.full(9, k))
         assert found.rate_NZ.shape == found.offsets_NZ.shape == (9, 0)
 
+    def test_offsets_are_those_from_the_prior_of_the_context(self) -> None:
+        model, batch = tiny_model(context_turns=2), collate(windows(2, 23), 2)
+        with torch.no_grad():
+            q, p, _ = model.infer(batch)
+        found = measure_batch(model, np.arange(9), batch, k=0, seed=0)
+        assert found.offsets_NZ == pytest.approx(((q.mean_BZ - p.mean_BZ) / (p.log_var_BZ / 2).exp()).numpy(), abs=1e-12)
+
     def test_counts_end_marks(self) -> None:
         turns = windows(0, 23)
         found = measure_batch(tiny_model(), np.arange(9), collate(turns, 0), k=0, seed=0)

@@ -72,6 +72,11 @@ def choose(logits_BV: Tensor, noise_B: Tensor, config: DecodingConfig) -> Tensor
     logits_BV[:, _NEVER_TEXT] = -torch.inf
     if config.temperature == 0:
         return logits_BV.argmax(-1)
+    if not config.top_k and config.top_p == 1:  # nothing is left out, so there is nothing to sort
+        total_BV = (logits_BV / max(config.temperature, _COLDEST)).softmax(-1).cumsum(-1)
+        whole_B1 = total_BV[:, -1:]
+        below_B1 = torch.minimum(noise_B[:, None].to(total_BV.dtype) * whole_B1, whole_B1.nextafter(torch.zeros_like(whole_B1)))
+        return torch.searchsorted(total_BV, below_B1, right=True)[:, 0]
     count = min(config.top_k or logits_BV.shape[1], logits_BV.shape[1])
     top_BV, ids_BV = logits_BV.topk(count, sorted=True)
     prob_BV = ((top_BV - top_BV[:, :1]) / max(config.temperature, _COLDEST)).softmax(-1)

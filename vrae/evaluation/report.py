@@ -173,7 +173,8 @@ def _cells(figure: Figure) -> tuple[str, str, str, str]:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return _name(figure.key), _ABSENT, "", ""
     if isinstance(value, float) and error is not None and 0 < error < math.inf:
-        places = max(1 - math.floor(math.log10(error)), 0)  # two digits of the error, and the value as far as they reach
+        # two digits of the error, and at least two places: figures of the same turns differ by less than their errors
+        places = max(1 - math.floor(math.log10(error)), 2)
         return _name(figure.key), f"{value:,.{places}f}", f"± {error:,.{places}f}", figure.unit
     return _name(figure.key), _measured(value), "", figure.unit
 

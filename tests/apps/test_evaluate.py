@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -62,10 +63,19 @@ def test_replies_are_scored_in_three_protocols_each_with_its_statement(
 
 def test_a_model_without_latent_has_its_bound_and_its_samples(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = report([str(runs / "language"), "--judge", str(runs / "language")], capsys)
-    assert set(found["sections"]) == {"Bound", "Latent", "Samples"}
+    assert set(found["sections"]) == {"Bound", "Units", "Latent", "Samples"}
     assert found["rate"] == 0
     assert found["nll_iw"] == pytest.approx(-found["elbo"])
     assert found["sections"]["Samples"]["figures"]["real_forward_perplexity"]["value"] > 1
+
+
+def test_units_are_nats_over_log_2_and_turns_over_tokens(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = report([str(runs / "replies")], capsys)
+    units = {key: figure["value"] for key, figure in found["sections"]["Units"]["figures"].items()}
+    for name in ("elbo", "rate", "distortion", "nll_iw"):
+        assert units[f"{name}_bits_per_turn"] == pytest.approx(found[name] / math.log(2))
+        assert units[f"{name}_nats_per_token"] == pytest.approx(found[name] * found["turns"] / found["tokens"])
+        assert units[f"{name}_bits_per_token"] == pytest.approx(units[f"{name}_nats_per_token"] / math.log(2))
 
 
 def test_the_report_is_written_with_its_pictures_and_is_the_same_bytes_again(

@@ -43,7 +43,9 @@ K0 = dict(
     train=dict(max_steps=200, validate_every=50, checkpoint_every=26),
 )
 K2 = dict(
-    model=dict(context_turns=2, dropout=0.2, speakers=True, prior="mixture", prior_components=3, skip_latent=True),
+    model=dict(
+        context_turns=2, dropout=0.2, speakers=True, prior="mixture", prior_components=3, flow_steps=2, skip_latent=True
+    ),
     batches=dict(word_dropout=0.3, context_dropout=0.3, utterance_dropout=0.2),
     objective=dict(free_bits=0.3, kl_warmup_steps=30, bag_of_words=0.5, pretrain_steps=35),
     train=dict(max_steps=80, validate_every=15, checkpoint_every=10, accumulate=2),

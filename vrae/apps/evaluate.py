@@ -72,7 +72,7 @@ def evaluate(
         corpus[config.split], BatchConfig(tokens=max(4096, 16 * (limit + 1)), max_turn_tokens=limit), model.config.context_turns
     )
     bound = measure(model, windows, limit=config.max_turns, k=config.k, seed=config.seed, progress=not quiet)
-    sections = [_bound(bound), _latent(bound)]
+    sections = [_bound(bound), _bits(bound), _latent(bound)]
     if _first() and config.samples and model.config.latent_size:
         sections.append(_reconstruction(pipeline, windows, config))
     if _first() and config.samples:
@@ -147,6 +147,18 @@ def _bound(bound: Bound) -> Section:
             "prior, for comparison. Perplexity and bits per token are of nll_iw."
         )
     return Section("Bound", figures(bound, **units), lines)
+
+
+def _bits(bound: Bound) -> Section:
+    """The same in the other units."""
+    names = ["elbo", "rate", "distortion", *(["nll_iw"] if bound.k else [])]
+    found = [
+        Figure(f"{name}_{unit}", value, unit.replace("_", " "))
+        for name in names
+        for unit, value in bound.units(name).items()
+        if unit != "nats_per_turn"
+    ]
+    return Section("Units", found, ["What a sender pays: rate for z, distortion for the turn given z."])
 
 
 def _latent(bound: Bound) -> Section:

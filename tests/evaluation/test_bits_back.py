@@ -177,8 +177,10 @@ class TestTurnCoder:
         model = tiny_model()
         model.decoder.out.bias[3] = -1e9  # the end mark
         monkeypatch.setattr(bits_back, "MAX_TOKENS", 10)
+        stack = Stack(words(1000))
         with pytest.raises(StackError):
-            TurnCoder(model, Grid(3, 8, 8)).pop(Stack(words(1000)), Window([], np.zeros(0, np.int64), []), 0)
+            TurnCoder(model, Grid(3, 8, 8)).pop(stack, Window([], np.zeros(0, np.int64), []), 0)
+        assert stack.bits > 32 * 900
 
     def test_refuses_a_latent_that_no_posterior_draws(self) -> None:
         model = tiny_model()

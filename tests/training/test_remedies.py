@@ -118,11 +118,11 @@ def test_a_remedy_keeps_the_posterior_alive(name: str, corpus: Corpus, tmp_path:
     assert bound.active_units == 2
 
 
-def test_an_aggressive_phase_uses_units_that_plain_training_leaves_unused(echo: Corpus, tmp_path: Path) -> None:
-    """The inference network, ahead of the decoder, finds what little there is to say; training alone is the remedy here."""
+def test_an_aggressive_phase_makes_more_of_the_latent_than_plain_training(echo: Corpus, tmp_path: Path) -> None:
+    """The inference network, ahead of the decoder, finds what little there is to say."""
     plain = fit(echo, tmp_path / "plain").validation
     settings = dict(validate_every=100, max_steps=1200)
     aggressive = fit(echo, tmp_path / "aggressive", objective=dict(aggressive=True), train=settings).validation
-    assert (plain.collapse.state, plain.active_units) == ("partially collapsed", 1)
     assert (aggressive.collapse.state, aggressive.active_units) == ("healthy", 2)
     assert aggressive.rate > 1.5 * plain.rate
+    assert aggressive.mutual_information > 1.5 * plain.mutual_information

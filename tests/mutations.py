@@ -81,7 +81,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the importance-weighted bound is the mean of the logs",
-        "vrae/evaluation/turns.py",
+        "vrae/model/bound.py",
         "log_sum_B = torch.logaddexp(log_sum_B, log_weight_BS.logsumexp(1))",
         "log_sum_B = torch.logaddexp(log_sum_B, log_weight_BS.mean(1) + math.log(S))",
         "tests/evaluation/test_turns.py tests/evaluation/test_closed_forms.py tests/evaluation/test_likelihood.py",
@@ -95,7 +95,7 @@ MUTATIONS = [
     ),
     Mutation(
         "the posterior is sampled once for all k",
-        "vrae/evaluation/turns.py",
+        "vrae/model/bound.py",
         "noise.draw(S, source.noise_size)",
         "noise.draw(1, source.noise_size).repeat_interleave(S, 0)",
         "tests/evaluation/test_turns.py tests/evaluation/test_closed_forms.py tests/evaluation/test_likelihood.py",

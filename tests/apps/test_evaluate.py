@@ -41,7 +41,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def report(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     capsys.readouterr()
-    assert main(["evaluate", *arguments, *FAST, "--json"]) == 0
+    assert main(["evaluate", *FAST, *arguments, "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
@@ -105,6 +105,12 @@ def test_two_processes_of_torchrun_give_the_report_of_one(runs: Path, capsys: py
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == alone
+
+
+def test_without_draws_there_is_no_weighted_bound(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = report([str(runs / "autoencoder"), "--k", "0", "--samples", "0", "--paths", "0"], capsys)
+    assert found["nll_iw"] is None
+    assert found["elbo"] == pytest.approx(-found["rate"] - found["distortion"])
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from vrae.corpus.batches import Window, collate
 from vrae.corpus.tokenizer import BOS, EOS
 from vrae.evaluation.likelihood import Bound, measure, measure_turns
-from vrae.evaluation.turns import Noise, Turns, draw
+from vrae.evaluation.turns import Turns
+from vrae.model.bound import Noise, draw
 from vrae.model.decoder import DecoderState
 from vrae.model.gaussian import Gaussian
 from vrae.model.mixture import GaussianMixture

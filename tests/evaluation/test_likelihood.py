@@ -24,7 +24,8 @@ from vrae.corpus.prepared import Corpus
 from vrae.evaluation import likelihood
 from vrae.evaluation.information import Information, information
 from vrae.evaluation.likelihood import Bound, measure, measure_information, measure_turns, summarise
-from vrae.evaluation.turns import Noise, Turns
+from vrae.evaluation.turns import Turns
+from vrae.model.bound import Noise
 from vrae.model.gaussian import join
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -27,6 +27,7 @@ from vrae.evaluation.quality import (
     reconstruction,
     text_quality,
 )
+from vrae.generation import decoding, text_model
 from vrae.generation.decoding import Decoded
 from vrae.generation.pipeline import Pipeline
 from vrae.model.vrae import VRAE
@@ -170,7 +171,7 @@ class TestPerplexity:
 def fixed(monkeypatch: pytest.MonkeyPatch, decoded: list[Decoded]) -> None:
     """What the decoder writes, one text after the other."""
     left = iter(decoded)
-    monkeypatch.setattr(quality, "decode", lambda decoder, state, noise, config: [next(left) for _ in noise])
+    monkeypatch.setattr(text_model, "decode", lambda decoder, state, noise, config: [next(left) for _ in state.condition_BE])
 
 
 class TestReconstruction:
@@ -222,10 +223,9 @@ class TestReconstruction:
         def spy(decoder: Any, state: Any, noise: Tensor, config: DecodingConfig) -> list[Decoded]:
             assert config.temperature == 0
             states.extend(state.condition_BE)
-            return [Decoded([], 0.0, True)] * len(noise)
+            return [Decoded([], 0.0, True)] * len(state.condition_BE)
 
-        monkeypatch.setattr(quality, "decode", spy)
-        monkeypatch.setattr(quality, "_ROWS", 3)
+        monkeypatch.setattr(text_model, "decode", spy)
         reconstruction(found, [collate(windows[:5], context_turns), collate(windows[5:], context_turns)])
         with torch.no_grad():
             for window, state in zip(windows, states, strict=True):
@@ -296,7 +296,7 @@ class TestSamples:
         found = pipeline(corpus, context_turns=context_turns)
         few, many = (windows_of(corpus, context_turns, tokens) for tokens in (2000, 84))
         expected = draw_samples(found, few, 30, seed=5)
-        monkeypatch.setattr(quality, "_ROWS", 4)
+        monkeypatch.setattr(decoding, "_ROWS", 4)
         assert draw_samples(found, many, 30, seed=5) == expected
         assert draw_samples(found, many, 30, seed=6) != expected
 

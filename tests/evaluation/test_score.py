@@ -18,6 +18,7 @@ from vrae.errors import ModelError, UserError
 from vrae.evaluation import score as score_module
 from vrae.evaluation.score import Score, score
 from vrae.generation.pipeline import Pipeline
+from vrae.generation.text_model import digest
 
 TEXTS = ["hello how are you", "pizza is great 🎉", "", "see you tomorrow at the park"]
 CONTEXT = ["i am fine thanks", "we should meet"]
@@ -49,7 +50,7 @@ def test_bits_are_those_of_the_integral_over_the_latent(make: Make, context_turn
             model.prior.out.weight[1] *= 0.2  # type: ignore[union-attr, operator]
             model.prior.out.bias[1] = 0.3  # type: ignore[union-attr, operator]
         contexts = [CONTEXT] if context_turns else None
-        window = pipeline._window(TEXTS[0], CONTEXT if context_turns else ())
+        window = pipeline.windows(TEXTS[:1], [CONTEXT if context_turns else ()])[0]
         inferred = model.infer(collate([window], context_turns))
         q, p = (Normal(d.mean_BZ[0, 0], (d.log_var_BZ[0, 0] / 2).exp()) for d in (inferred.posterior, inferred.prior))
         z_G = torch.linspace(-25, 25, 2001, dtype=torch.float64)
@@ -107,11 +108,9 @@ def test_draws_by_the_seed_and_by_the_text(make: Make) -> None:
 
 def test_noise_is_a_function_of_the_text_and_its_context(make: Make) -> None:
     pipeline = make(context_turns=2)
-    windows = [
-        pipeline._window(text, context) for text, context in (("a b", ["c"]), ("a b", ["c", "d"]), ("a", ["c"]), ("c", ["a b"]))
-    ]
-    assert len({score_module._digest(window) for window in windows}) == 4
-    assert score_module._digest(pipeline._window("a b", ["c"])) == score_module._digest(windows[0])
+    windows = pipeline.windows(["a b", "a b", "a", "c"], [["c"], ["c", "d"], ["c"], ["a b"]])
+    assert len({digest(window) for window in windows}) == 4
+    assert digest(pipeline.windows(["a b"], ["c"])[0]) == digest(windows[0])
 
 
 def test_averages_over_draws(make: Make) -> None:
@@ -125,7 +124,7 @@ def test_averages_over_draws(make: Make) -> None:
 def test_without_latent_is_the_log_likelihood(make: Make) -> None:
     pipeline = make(latent_size=0, context_turns=2)
     for found, text in zip(score(pipeline, TEXTS, [CONTEXT] * 4, k=50), TEXTS, strict=True):
-        batch = collate([pipeline._window(text, CONTEXT)], 2)
+        batch = pipeline.batch(pipeline.windows([text], [CONTEXT]))
         with torch.no_grad():
             _, context_BC = pipeline.model.condition(batch)
             nats = -float(pipeline.model.log_prob(batch, context_BC.new_zeros(1, 0), context_BC))

@@ -12,8 +12,9 @@ from conftest import random_windows, tiny_model
 from torch import Tensor
 
 from vrae.corpus.batches import Window, collate
-from vrae.evaluation import turns as turns_module
-from vrae.evaluation.turns import Draws, Noise, Turns, draw, join_turns, measure_batch
+from vrae.evaluation.turns import Turns, join_turns, measure_batch
+from vrae.model import bound
+from vrae.model.bound import Draws, Noise, draw
 from vrae.model.gaussian import Gaussian
 from vrae.model.vrae import VRAE
 
@@ -166,7 +167,7 @@ def test_figures_of_three_draws_by_hand(monkeypatch: pytest.MonkeyPatch) -> None
     batch = collate(windows(0)[:1], 0)
     zeros_BZ, nothing_BC = torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, 0, dtype=torch.float64)
     posterior, prior = Gaussian(zeros_BZ + 1, zeros_BZ), Gaussian(zeros_BZ, zeros_BZ)
-    inferred = turns_module.Inferred(posterior, prior, nothing_BC)
+    inferred = bound.Inferred(posterior, prior, nothing_BC)
     found = draw(Stub(), batch, inferred, posterior, 3, Given([0], np.zeros(1, np.int64)))  # type: ignore[arg-type]
     weights = [math.exp(-1.5), math.exp(-3.5), math.exp(0.5)]
     assert found.distortion_B.tolist() == pytest.approx([1.0])
@@ -219,7 +220,7 @@ class TestBatched:
         model, batch = tiny_model(**kind), collate(windows(kind["context_turns"], 23), kind["context_turns"])
         whole = measure_batch(model, np.arange(9), batch, k=7, seed=4)
         for at_once in (1, 2, 3, 6):
-            monkeypatch.setattr(turns_module, "_TOKENS", {"cpu": at_once * batch.tokens})
+            monkeypatch.setattr(bound, "_TOKENS", {"cpu": at_once * batch.tokens})
             assert same(measure_batch(model, np.arange(9), batch, k=7, seed=4), whole)
 
     def test_draws_nothing_twice(self) -> None:

@@ -5,23 +5,20 @@ Each function measures one section; none computes a figure itself.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
-import os
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from vrae import __version__
 from vrae.apps.plots import plot_latent_map, plot_rate_per_dimension, plot_training
 from vrae.config import BatchConfig, DecodingConfig, EvaluateConfig
 from vrae.corpus.batches import Windows
 from vrae.corpus.prepared import Corpus
+from vrae.distributed import first
 from vrae.errors import DataError, UserError
 from vrae.evaluation.dialogue import Replies, needed_words, score_replies
 from vrae.evaluation.likelihood import Bound, measure
@@ -41,7 +38,7 @@ PROMISED = (
     "split", "turns", "tokens", "elbo", "rate", "distortion", "nll_iw", "k", "perplexity", "bits_per_token",
     "mutual_information", "active_units", "latent_size", "collapse",
 )  # fmt: skip
-_TURN, _TOKEN = "nats per turn", "bits per token"
+_TURN = "nats per turn"
 
 
 def evaluate(
@@ -73,13 +70,13 @@ def evaluate(
     )
     bound = measure(model, windows, limit=config.max_turns, k=config.k, seed=config.seed, progress=not quiet)
     sections = [_bound(bound), _bits(bound), _latent(bound)]
-    if _first() and config.samples and model.config.latent_size:
+    if first() and config.samples and model.config.latent_size:
         sections.append(_reconstruction(pipeline, windows, config))
-    if _first() and config.samples:
+    if first() and config.samples:
         sections.append(_samples(pipeline, windows, judge, config, quiet))
-    if _first() and config.paths and model.config.latent_size:
+    if first() and config.paths and model.config.latent_size:
         sections.append(_paths(pipeline, corpus, judge, config))
-    if _first() and config.contexts and model.config.context_turns:
+    if first() and config.contexts and model.config.context_turns:
         sections += _replies(pipeline, windows, corpus, config)
     report = Report(
         title=f"{config.split} split of {corpus.manifest['source']['name']}",
@@ -105,34 +102,17 @@ def evaluate(
             "latent_map.png": "Posterior means of turns",
         },
     )
-    if config.out and _first():
+    if config.out and first():
         _draw(pipeline, windows, bound, config, run)
         report.save(config.out)
     return report
 
 
-@contextlib.contextmanager
-def processes() -> Iterator[bool]:
-    """Joins the processes that torchrun started, where it did; yields whether this one speaks for all."""
-    together = "RANK" in os.environ and "WORLD_SIZE" in os.environ and not dist.is_initialized()
-    if together:
-        dist.init_process_group("gloo")
-    try:
-        yield _first()
-    finally:
-        if together:
-            dist.destroy_process_group()
-
-
-def _first() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
 def _bound(bound: Bound) -> Section:
     units = {"turns": "", "tokens": "end marks included", "elbo": _TURN, "rate": _TURN, "distortion": _TURN, "k": "draws"}
+    units["nll_iw"] = _TURN  # without draws it is not there, and shown as such
     if bound.k:
         units |= {
-            "nll_iw": _TURN,
             "nll_prior": _TURN,
             "effective_samples": f"of {bound.k}, median",
             "poor_turns": "share of turns",

@@ -20,8 +20,10 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from vrae.corpus.batches import Windows
+from vrae.distributed import first, rank, world
 from vrae.evaluation.information import ActiveUnits, Information, Verdict, information, verdict
-from vrae.evaluation.turns import Noise, Turns, join_turns, measure_batch
+from vrae.evaluation.turns import Turns, join_turns, measure_batch
+from vrae.model.bound import Noise
 from vrae.model.gaussian import join, select
 from vrae.model.vrae import VRAE
 
@@ -107,22 +109,20 @@ def measure(model: VRAE, windows: Windows, *, limit: int = 0, k: int = 0, seed: 
 @torch.no_grad()
 def measure_turns(model: VRAE, windows: Windows, *, limit: int = 0, k: int = 0, seed: int = 0, progress: bool = False) -> Turns:
     """The figures of each turn, in the order of the split. Arguments as for `measure`. Memory grows with N times Z."""
-    distributed = dist.is_available() and dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
     parts: list[Turns] = []
     with (
         _eval_mode(model),
         tqdm(
-            total=min(limit or len(windows), len(windows)), unit="turn", disable=None if progress and not rank else True
+            total=min(limit or len(windows), len(windows)), unit="turn", disable=None if progress and first() else True
         ) as bar,
     ):
-        for windows_B, batch in itertools.islice(windows.in_order(limit), rank, None, world):
+        for windows_B, batch in itertools.islice(windows.in_order(limit), rank(), None, world()):
             parts.append(measure_batch(model, windows_B, batch.to(model.device), k=k, seed=seed))
             bar.update(len(windows_B))
     turns = join_turns(parts, model.config.latent_size)
-    if world == 1:
+    if world() == 1:
         return turns
-    shares = [turns] * world
+    shares = [turns] * world()
     dist.all_gather_object(shares, turns)
     return join_turns(shares, model.config.latent_size)
 

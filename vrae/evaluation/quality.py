@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vrae.config import GREEDY, DecodingConfig
 from vrae.corpus.batches import Batch, Window, Windows, collate
@@ -27,9 +26,8 @@ from vrae.corpus.tokenizer import EOS, Tokenizer
 from vrae.errors import ModelError, UserError
 from vrae.evaluation.bleu import sacre_corpus_bleu, words
 from vrae.evaluation.diversity import SelfBleu, distinct, self_bleu
-from vrae.generation.decoding import Decoded, decode
+from vrae.generation.decoding import Decoded
 from vrae.generation.pipeline import Pipeline
-from vrae.model.vrae import VRAE
 
 ANCESTRAL = DecodingConfig(temperature=1.0, top_k=0, top_p=1.0, max_tokens=128)  # the model's own distribution
 _ROWS = 256  # texts decoded or judged side by side
@@ -153,7 +151,7 @@ def reconstruction(pipeline: Pipeline, batches: Iterable[Batch]) -> Reconstructi
     for batch in batches:
         batch = batch.to(model.device)
         inferred = model.infer(batch)
-        decoded = _decode(model, inferred.posterior.mean_BZ, inferred.context_BC, None, GREEDY)
+        decoded = pipeline.decode(inferred.posterior.mean_BZ, inferred.context_BC, None, GREEDY)
         for turn_T, length, text in zip(batch.turns_NT[batch.target_B], batch.target_lengths_B.tolist(), decoded, strict=True):
             target = turn_T[:length].tolist()
             ids = [*text.ids, EOS] if text.finished else text.ids
@@ -201,7 +199,7 @@ def draw_samples(
             normal_BN = np.stack([rng.standard_normal(prior.noise_size, np.float32) for rng in rngs])
             uniform_BT = np.stack([rng.random(decoding.max_tokens, np.float32) for rng in rngs])
             z_BZ = prior.sample(torch.from_numpy(normal_BN).to(context_BC))
-            drawn = _decode(model, z_BZ, context_BC, torch.from_numpy(uniform_BT).to(model.device), decoding)
+            drawn = pipeline.decode(z_BZ, context_BC, torch.from_numpy(uniform_BT).to(model.device), decoding)
             found += zip(places, drawn, strict=True)
     found.sort()
     texts = [pipeline.tokenizer.decode(text.ids) for _, text in found]
@@ -247,18 +245,6 @@ def text_quality(texts: Sequence[str], judge: Pipeline | None = None, *, seed: i
         self_bleu=self_bleu(tokens, seed=seed),
         forward=forward,
     )
-
-
-def _decode(model: VRAE, z_BZ: Tensor, context_BC: Tensor, noise_BT: Tensor | None, config: DecodingConfig) -> list[Decoded]:
-    """`decode` in parts, so that memory does not grow with B."""
-    if noise_BT is None:
-        noise_BT = z_BZ.new_zeros(len(z_BZ), config.max_tokens)
-    parts = (torch.split(values, _ROWS) for values in (z_BZ, context_BC, noise_BT))
-    return [
-        text
-        for z, context, noise in zip(*parts, strict=True)
-        for text in decode(model.decoder, model.decoder.start(z, context), noise, config)
-    ]
 
 
 def _bleu(references: list[str], written: list[str]) -> tuple[float | None, str]:

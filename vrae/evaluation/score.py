@@ -8,17 +8,16 @@ difference is the price of using q, which the importance-weighted bound measures
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from vrae.corpus.batches import Window, collate
-from vrae.errors import ModelError, UserError
-from vrae.evaluation.turns import Noise, draw
-from vrae.generation.pipeline import Pipeline, _turns
+from vrae.errors import UserError
+from vrae.generation.pipeline import Pipeline
+from vrae.generation.text_model import digest
+from vrae.model.bound import Noise, draw
 
 MAX_DRAWS = 100_000
 _ROWS = 256  # texts scored side by side
@@ -64,12 +63,12 @@ def score(
     for name, value, low, high in (("k", k, 1, MAX_DRAWS), ("seed", seed, 0, 2**63 - 1)):
         if type(value) is not int or not low <= value <= high:
             raise UserError(f"{name} must be a whole number from {low} to {high}. Got {value!r:.40}")
-    windows = _windows(pipeline, texts, contexts)
+    windows = pipeline.windows(texts, contexts)
     scores: list[Score] = []
     for start in range(0, len(windows), _ROWS):
         some = windows[start : start + _ROWS]
-        batch = collate(some, pipeline.model.config.context_turns).to(pipeline.model.device)
-        noise = Noise([seed, 0], np.array([_digest(window) for window in some]))
+        batch = pipeline.batch(some)
+        noise = Noise([seed, 0], np.array([digest(window) for window in some]))
         with torch.inference_mode():
             inferred = pipeline.model.infer(batch)
             found = draw(pipeline.model, batch, inferred, inferred.posterior, k, noise)
@@ -84,20 +83,3 @@ def score(
             total = latent + rest
             scores.append(Score(text, latent, rest, total, weighted, total - weighted, effective, tokens))
     return scores
-
-
-def _windows(pipeline: Pipeline, texts: Sequence[str], contexts: Sequence[str | Sequence[str]] | None) -> list[Window]:
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise UserError(f"texts must be a list of strings. Got {type(texts).__name__}")
-    if contexts is None:
-        return [pipeline._window(text, ()) for text in texts]
-    if not pipeline.model.config.context_turns:
-        raise ModelError("this model reads no context (model.context_turns is 0): score the texts alone")
-    if isinstance(contexts, str) or len(contexts) != len(texts):
-        raise UserError(f"contexts must be a list with one entry for each of the {len(texts)} texts. Got {len(contexts)}")
-    return [pipeline._window(text, _turns(context) if context else ()) for text, context in zip(texts, contexts, strict=True)]
-
-
-def _digest(window: Window) -> int:
-    """A number of the text and its context, which its noise is made of."""
-    return zlib.crc32(b"/".join(np.asarray(turn, "<i8").tobytes() for turn in (*window.context, window.target)))

@@ -24,7 +24,8 @@ from vrae.corpus.prepared import Corpus
 from vrae.errors import DivergenceError, UserError
 from vrae.evaluation.information import ActiveUnits, offsets
 from vrae.evaluation.likelihood import Bound, measure
-from vrae.generation.pipeline import MAX_CHARACTERS, Pipeline
+from vrae.generation.pipeline import Pipeline
+from vrae.generation.text_model import MAX_CHARACTERS
 from vrae.model.vrae import VRAE
 from vrae.training.checkpoint import Checkpoints
 from vrae.training.hardware import pick_device, pick_precision
@@ -228,7 +229,8 @@ class _Run:
             total += loss.detach() * len(terms.distortion_B)
             distortion += terms.distortion_B.detach().sum()
             rate += terms.rate_BZ.detach().sum()
-            moved.append(offsets(inferred.posterior, inferred.prior).detach())
+            with torch.no_grad():
+                moved.append(offsets(inferred.posterior, inferred.prior))
         for parameter in self._resting():
             parameter.grad = None
         norm = torch.nn.utils.clip_grad_norm_(self._parameters(), options.clip_norm or math.inf)

@@ -106,6 +106,11 @@ RANGES: dict[type[Any], dict[str, tuple[list[Any], list[Any]]]] = {
         "temperature": ([-0.1, 5.1, NAN], [0.0, 5.0]),
         "top_k": ([-1], [0]),
         "top_p": ([0.0, 1.1, NAN], [1e-9, 1.0]),
+        "min_p": ([-0.1, 1.1, NAN], [0.0, 1.0]),
+        "repetition_penalty": ([0.9, 100.1, NAN], [1.0, 100.0]),
+        "no_repeat_ngram": ([-1], [0]),
+        "beams": ([-1, 65], [0, 64]),
+        "length_penalty": ([-0.1, 10.1, NAN], [0.0, 10.0]),
         "max_tokens": ([0, 129], [1, 128]),
     },
     EvaluateConfig: {

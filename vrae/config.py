@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vrae.errors import ConfigError
 
+MAX_BEAMS = 64
 SPLITS = ("train", "validation", "test")
 Layout = Literal["auto", "turns", "chat", "pairs", "flat", "transcript", "utterances"]
 KlSchedule = Literal["constant", "linear", "logistic", "cosine", "cyclical"]
@@ -384,23 +385,76 @@ class DecodingConfig:
     Args:
         temperature: divides the logits before the draw; 0 is greedy.
         top_k: draw among the k most probable pieces only; 0: all.
-        top_p: draw among the fewest pieces whose probability reaches p, (0, 1]; 1: all.
-        max_tokens: longest text, in pieces.
+        top_p: draw among the fewest pieces whose probability reaches p, (0, 1]; 1: all (Holtzman et al. 2020).
+        min_p: draw among the pieces that are at least this share as probable as the most probable one, after temperature,
+            [0, 1]; 0: all (Nguyen et al. 2024).
+        repetition_penalty: the logit of a piece that the text already has is divided by it where positive and multiplied
+            where negative, [1, 100] (Keskar et al. 2019, section 4.1). 1: off.
+        no_repeat_ngram: no n pieces in a row occur twice in a text (Paulus et al. 2017, section 2.5). 0: off.
+        beams: hypotheses of a beam search, which reads neither temperature nor top_k, top_p and min_p, [0, 64]. 0: no search.
+        length_penalty: a beam search ranks texts by log_prob / length ** length_penalty, the length in pieces with the end
+            mark, [0, 10]. 0: by log_prob; 1: by its mean over the pieces.
+        max_tokens: longest text, in pieces; an end mark counts as one, [1, 128].
     """
 
     temperature: float = 0.5
     top_k: int = 0
     top_p: float = 0.9
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+    beams: int = 0
+    length_penalty: float = 0.0
     max_tokens: int = 48
 
     def __post_init__(self) -> None:
         _require(0 <= self.temperature <= 5, f"temperature must be in [0, 5]. Got {self.temperature}")
         _require(self.top_k >= 0, f"top_k must be 0 or more. Got {self.top_k}")
         _require(0 < self.top_p <= 1, f"top_p must be in (0, 1]. Got {self.top_p}")
+        _require(0 <= self.min_p <= 1, f"min_p must be in [0, 1]. Got {self.min_p}")
+        _require(1 <= self.repetition_penalty <= 100, f"repetition_penalty must be in [1, 100]. Got {self.repetition_penalty}")
+        _require(self.no_repeat_ngram >= 0, f"no_repeat_ngram must be 0 or more. Got {self.no_repeat_ngram}")
+        _require(0 <= self.beams <= MAX_BEAMS, f"beams must be in [0, {MAX_BEAMS}]. Got {self.beams}")
+        _require(0 <= self.length_penalty <= 10, f"length_penalty must be in [0, 10]. Got {self.length_penalty}")
         _require(1 <= self.max_tokens <= 128, f"max_tokens must be in [1, 128]. Got {self.max_tokens}")
 
 
 GREEDY = DecodingConfig(temperature=0.0, max_tokens=128)
+
+
+@dataclass(frozen=True)
+class ResponseConfig:
+    """How several replies to one context are found and ordered.
+
+    Args:
+        latents: how their latents are drawn from p(z | context): `independent`; `stratified`, one from each of equal parts of
+            every dimension (McKay et al. 1979); `spread`, far from each other, chosen among 8 times as many.
+        rank: what replies are ordered by: `likelihood`, log p(reply | z, context) at the reply's own z;
+            `importance_weighted`, log p(reply | context), bounded with rank_samples draws (Burda et al. 2016); `mmi`, the same
+            less mmi_weight times log p(reply) without the context, which is high for what could be said anywhere (Li et al.
+            2016).
+        mmi_weight: lambda of `mmi`, [0, 1].
+        rank_samples: draws of z for each reply that is ranked by `importance_weighted` or `mmi`.
+        candidates: for each reply asked for, so many are drawn and ranked.
+        min_change: a reply of which a smaller share of words differs from an earlier one is left out, [0, 1]. 0: the same
+            letters and digits alone.
+    """
+
+    latents: Literal["independent", "stratified", "spread"] = "independent"
+    rank: Literal["likelihood", "importance_weighted", "mmi"] = "likelihood"
+    mmi_weight: float = 0.5
+    rank_samples: int = 20
+    candidates: int = 1
+    min_change: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("latents", "rank"):
+            choices = get_args(get_type_hints(type(self))[name])
+            _require(getattr(self, name) in choices, f"{name} must be one of {', '.join(choices)}. Got {getattr(self, name)!r}")
+        for name in ("mmi_weight", "min_change"):
+            _require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1]. Got {getattr(self, name)}")
+        _require(1 <= self.rank_samples <= 10_000, f"rank_samples must be in [1, 10000]. Got {self.rank_samples}")
+        _require(1 <= self.candidates <= 100, f"candidates must be in [1, 100]. Got {self.candidates}")
 
 
 @dataclass(frozen=True)

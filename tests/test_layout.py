@@ -14,14 +14,14 @@ import vrae
 
 ROOT = Path(vrae.__file__).parent
 ORDER = {
-    "": ["errors", "config", "files"],
+    "": ["errors", "config", "files", "distributed"],
     "corpus": ["readers", "layouts", "sources", "cleaning", "tokenizer", "prepared", "batches"],
-    "model": ["gaussian", "mixture", "flow", "encoder", "decoder", "vrae", "folder"],
-    "generation": ["decoding", "latent", "pipeline"],
+    "model": ["gaussian", "mixture", "flow", "encoder", "decoder", "vrae", "bound", "folder"],
+    "generation": ["decoding", "latent", "text_model", "responses", "pipeline", "vector_search", "neighbours", "attributes"],
     "evaluation": [
         *("information", "turns", "likelihood", "score"),
         *("bits_back", "container", "compression"),
-        *("bleu", "diversity", "vectors", "dialogue", "quality", "paths", "report"),
+        *("bleu", "diversity", "vectors", "dialogue", "replies", "quality", "transfer", "paths", "report"),
     ],
     "training": ["schedules", "objective", "hardware", "signals", "checkpoint", "monitor", "run_folder", "trainer", "judge"],
 }

@@ -16,14 +16,15 @@ from conftest import tiny_model
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-import vrae.generation.pipeline
-from vrae.config import CleaningConfig, DecodingConfig
+import vrae.generation.text_model
+from vrae.config import GREEDY, CleaningConfig, DecodingConfig
 from vrae.corpus.batches import Batch, Window, collate
 from vrae.corpus.prepared import Corpus
 from vrae.corpus.tokenizer import EOS, Tokenizer
 from vrae.errors import ModelError, UserError
 from vrae.files import write_folder
 from vrae.generation.decoding import Decoded
+from vrae.generation.latent import lerp, slerp
 from vrae.generation.pipeline import Pipeline, load, model_folder
 from vrae.model.decoder import Decoder, DecoderState
 from vrae.model.folder import to_files
@@ -57,13 +58,13 @@ def make(corpus: Corpus) -> Make:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Decoded]:
     """Every text that is decoded during the test, as ids."""
     seen: list[Decoded] = []
-    real = vrae.generation.pipeline.decode
+    real = vrae.generation.text_model.decode
 
     def spy(*arguments: Any) -> list[Decoded]:
         seen.extend(texts := real(*arguments))
         return texts
 
-    monkeypatch.setattr(vrae.generation.pipeline, "decode", spy)
+    monkeypatch.setattr(vrae.generation.text_model, "decode", spy)
     return seen
 
 
@@ -181,7 +182,7 @@ class TestRespond:
         def decode(decoder: Decoder, state: DecoderState, *rest: Any) -> list[Decoded]:
             return [Decoded([next(count)], -1.0, True) for _ in state.condition_BE]
 
-        monkeypatch.setattr(vrae.generation.pipeline, "decode", decode)
+        monkeypatch.setattr(vrae.generation.text_model, "decode", decode)
         monkeypatch.setattr(pipeline.tokenizer, "decode", lambda ids: texts[ids[0]])
         assert [r.text for r in pipeline.respond("hello", 5, seed=0)] == ["Yes!", "?", "no", "!!", "never"]
 
@@ -196,7 +197,9 @@ class TestRespond:
         listed = pipeline.respond(["hello"], 3, seed=1)
         assert pipeline.respond("hello", 3, seed=1) == listed
         assert pipeline.respond_many(["hello", ["yes", "no"]], 3, seed=1)[0] == [
-            dataclasses.replace(reply, log_prob=pytest.approx(reply.log_prob), score=pytest.approx(reply.score))
+            dataclasses.replace(
+                reply, log_prob=pytest.approx(reply.log_prob), score=pytest.approx(reply.score), z=pytest.approx(reply.z)
+            )
             for reply in listed
         ]
 
@@ -329,7 +332,7 @@ class TestReconstruct:
     ) -> None:
         pipeline = make()
         written = change(ids(pipeline.tokenizer, TURNS[0]).tolist())
-        monkeypatch.setattr(vrae.generation.pipeline, "decode", lambda *_: [Decoded(written, -1.0, finished)])
+        monkeypatch.setattr(vrae.generation.text_model, "decode", lambda *_: [Decoded(written, -1.0, finished)])
         assert pipeline.reconstruct(TURNS[:1])[0].exact is exact
 
     def test_of_the_empty_text_is_exact_for_a_model_that_writes_nothing(self, make: Make) -> None:
@@ -355,6 +358,114 @@ class TestInterpolate:
     def test_of_a_text_with_itself_stands_still(self, make: Make) -> None:
         assert len({step.text for step in make().interpolate("hello", "hello", 4)}) == 1
 
+    @pytest.mark.parametrize("method", ["slerp", "lerp"])
+    def test_between_replies_is_walked_in_their_context(self, make: Make, method: Any) -> None:
+        """Every figure of every step against the model's own terms."""
+        pipeline = make(3)
+        a, b = "i am fine thanks", "pizza is great"
+        steps = pipeline.interpolate(a, b, 4, method=method, context=DIALOGUE)
+        with torch.inference_mode():
+            posterior, _, context_BC = pipeline.model.infer(batch(pipeline, a, b, context=DIALOGUE))
+            path_SZ = (slerp if method == "slerp" else lerp)(*posterior.mean_BZ, torch.tensor([s.t for s in steps]))
+            greedy = pipeline.decode(path_SZ, context_BC[:1].expand(4, -1), None, GREEDY)
+            back = pipeline.model.infer(batch(pipeline, *(text.ids for text in greedy), context=DIALOGUE)).posterior.mean_BZ
+            again = pipeline.decode(back, context_BC[:1].expand(4, -1), None, GREEDY)
+        assert [step.text for step in steps] == [pipeline.tokenizer.decode(text.ids) for text in greedy]
+        assert [step.log_prob for step in steps] == pytest.approx([text.log_prob for text in greedy], abs=1e-9)
+        for step, z_Z, back_Z, text, second in zip(steps, path_SZ, back, greedy, again, strict=True):
+            assert step.cosine == pytest.approx(float(z_Z @ back_Z / z_Z.norm() / back_Z.norm()), abs=1e-9)
+            assert step.exact == (text.ids == second.ids and second.finished)
+        assert [step.text for step in steps] != [step.text for step in pipeline.interpolate(a, b, 4, method=method)]
+
+
+class TestPosteriorSamples:
+    def test_are_the_mean_where_nothing_is_drawn(self, make: Make, at_the_mean: None) -> None:
+        for result in self.long(make).reconstruct(TURNS, 3, seed=1):
+            assert result.samples == (result.reconstruction,) * 3
+
+    def test_of_a_text_do_not_depend_on_the_others(self, make: Make) -> None:
+        pipeline = self.long(make)
+        together = pipeline.reconstruct(TURNS, 3, seed=1)
+        alone = [pipeline.reconstruct([text], 3, seed=1)[0] for text in TURNS]
+        assert [result.samples for result in together] == [result.samples for result in alone]
+        assert [result.samples for result in together] != [r.samples for r in pipeline.reconstruct(TURNS, 3, seed=2)]
+        assert any(len(set(result.samples)) > 1 for result in together)
+
+    def long(self, make: Make) -> Pipeline:
+        """A model whose texts are not empty."""
+        pipeline = make()
+        with torch.no_grad():
+            pipeline.model.decoder.out.bias[EOS] = 0.0
+            pipeline.model.posterior.out.bias[8:] = 2.0  # type: ignore[union-attr, operator]
+        return pipeline
+
+    def test_are_none_where_none_are_asked_for(self, make: Make) -> None:
+        assert make().reconstruct(["hello"])[0].samples == ()
+
+
+class TestVariations:
+    @pytest.mark.parametrize("context_turns", [0, 3])
+    def test_lie_around_the_text_at_the_radius(self, make: Make, monkeypatch: pytest.MonkeyPatch, context_turns: int) -> None:
+        pipeline, seen = make(context_turns), []
+        start = pipeline.model.decoder.start
+
+        def spy(z_BZ: Tensor, context_BC: Tensor) -> DecoderState:
+            seen.append((z_BZ, context_BC))
+            return start(z_BZ, context_BC)
+
+        monkeypatch.setattr(pipeline.model.decoder, "start", spy)
+        context = DIALOGUE if context_turns else []
+        pipeline.variations("hello how are you", 6, radius=0.8, seed=1, context=context)
+        with torch.inference_mode():
+            inferred = pipeline.model.infer(batch(pipeline, "hello how are you", context=context))
+        for z_BZ, context_BC in seen:
+            offsets = (z_BZ - inferred.posterior.mean_BZ) / (0.5 * inferred.prior.log_var_BZ).exp()
+            assert offsets.square().mean(1).sqrt().tolist() == pytest.approx([0.8] * len(z_BZ))
+            assert torch.equal(context_BC, inferred.context_BC.expand(len(z_BZ), -1))
+
+    def test_differ_from_the_text_and_each_other(self, make: Make) -> None:
+        pipeline = make()
+        found = pipeline.variations("hello how are you", 6, radius=3, seed=1)
+        texts = [normal(sample.text) for sample in found]
+        assert len(set(texts)) == len(texts) > 1
+        assert normal("hello how are you") not in texts
+        assert all(texts)
+        assert [s.log_prob for s in found] == sorted((s.log_prob for s in found), reverse=True)
+        assert found == pipeline.variations("hello how are you", 6, radius=3, seed=1)
+        assert found != pipeline.variations("hello how are you", 6, radius=3, seed=2)
+
+
+class TestArithmetic:
+    def test_of_an_analogy_is_a_minus_b_plus_c(self, make: Make) -> None:
+        pipeline = make()
+        mean_3Z = pipeline.encode([*TURNS[:2], "naïve"])[0]
+        expected = pipeline.decode_latents((mean_3Z[0] - mean_3Z[1] + mean_3Z[2])[None])[0]
+        assert pipeline.analogy(TURNS[0], TURNS[1], "naïve") == expected
+        assert pipeline.analogy(TURNS[0], TURNS[0], TURNS[1]).text == pipeline.reconstruct([TURNS[1]])[0].reconstruction
+
+    @pytest.mark.parametrize("context_turns", [0, 3])
+    def test_of_latents_is_what_the_decoder_writes_without_context(self, make: Make, context_turns: int) -> None:
+        pipeline = make(context_turns)
+        found = pipeline.decode_latents(pipeline.encode(TURNS)[0])
+        assert [sample.text for sample in found] == [r.reconstruction for r in pipeline.reconstruct(TURNS)]
+
+    @pytest.mark.parametrize(
+        ("z", "message"),
+        [
+            (np.zeros((2, 7)), r"must have shape \[N, 8\]"),
+            (np.zeros(8), r"must have shape \[N, 8\]"),
+            (np.full((1, 8), np.nan), "must be finite"),
+            (np.zeros((10_001, 8)), "N at most 10000"),
+        ],
+        ids=str,
+    )
+    def test_of_what_is_no_latent_is_refused(self, make: Make, z: np.ndarray, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            make().decode_latents(z)
+
+    def test_of_nothing_is_nothing(self, make: Make) -> None:
+        assert make().decode_latents(np.zeros((0, 8))) == []
+
 
 class TestEncode:
     @pytest.mark.parametrize("context_turns", [0, 3])
@@ -364,6 +475,15 @@ class TestEncode:
         for i, text in enumerate(TURNS):
             with torch.inference_mode():
                 posterior = pipeline.model.infer(batch(pipeline, text)).posterior
+            assert mean[i] == pytest.approx(posterior.mean_BZ[0].numpy(), abs=1e-12)
+            assert log_var[i] == pytest.approx(posterior.log_var_BZ[0].numpy(), abs=1e-12)
+
+    def test_with_contexts_gives_the_posterior_given_them(self, make: Make) -> None:
+        pipeline = make(3)
+        mean, log_var = pipeline.encode(["hello", "yes", "no"], [DIALOGUE, [], "thanks"])
+        for i, (text, context) in enumerate((("hello", DIALOGUE), ("yes", []), ("no", ["thanks"]))):
+            with torch.inference_mode():
+                posterior = pipeline.model.infer(batch(pipeline, text, context=context)).posterior
             assert mean[i] == pytest.approx(posterior.mean_BZ[0].numpy(), abs=1e-12)
             assert log_var[i] == pytest.approx(posterior.log_var_BZ[0].numpy(), abs=1e-12)
 
@@ -422,12 +542,20 @@ class TestRefusals:
             (lambda p: p.interpolate("hello", "yes", 1), "steps must be a whole number from 2 to 200", "1"),
             (lambda p: p.interpolate("hello", "yes", 201), "steps", "201"),
             (lambda p: p.interpolate("hello", "yes", 7, method="x"), "method must be slerp or lerp", "'x'"),
+            (lambda p: p.interpolate("hello", "yes", context=5), "context must be a list of turns", "int"),
+            (lambda p: p.reconstruct(["hello"], 257), "n must be a whole number from 0 to 256", "257"),
+            (lambda p: p.variations("hello", 0), "n must be a whole number from 1 to 256", "0"),
+            (lambda p: p.variations("hello", radius=0), "radius must be above 0 and at most 10", "0"),
+            (lambda p: p.variations("hello", radius=float("nan")), "radius", "nan"),
+            (lambda p: p.analogy("hello", "yes", None), "text must be a string", "NoneType"),
+            (lambda p: p.encode(["hello"], [["a"], ["b"]]), "one entry for each of the 1 texts", "2"),
+            (lambda p: p.encode(["hello"], "abc"), "one entry for each of the 1 texts", "0"),
         ],
     )
     def test_name_the_argument_and_its_value_before_any_work(
         self, make: Make, job: Callable[[Pipeline], Any], names: str, value: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(vrae.generation.pipeline, "decode", None)
+        monkeypatch.setattr(vrae.generation.text_model, "decode", None)
         with pytest.raises(UserError) as caught:
             job(make(1))
         message = str(caught.value)

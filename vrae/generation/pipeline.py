@@ -1,70 +1,69 @@
-"""Pipeline: text in, text out. Tokenizer, model and the jobs users have; every face of the program stands on it.
+"""Pipeline: text in, text out. The jobs users have; every face of the program stands on it.
 
-Limits on what is asked for are enforced here, so that no face can forget one.
+    respond                                        several replies to a dialogue
+    sample, reconstruct, encode, decode_latents    between text and latents
+    interpolate, variations, analogy               moving among latents
+
+With a seed, and but for rounding in the last digits, the text made of one input does not depend on what else is asked.
+
+Shape legend: B texts, S steps, N points, Z latent.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vrae.config import GREEDY, CleaningConfig, DecodingConfig, from_dict
-from vrae.corpus.batches import Batch, Window, collate
-from vrae.corpus.cleaning import Cleaner
-from vrae.corpus.tokenizer import Tokenizer
+from vrae.config import GREEDY, DecodingConfig, ResponseConfig
+from vrae.corpus.batches import Window
 from vrae.errors import ModelError, UserError
-from vrae.generation.decoding import Decoded, decode
-from vrae.generation.latent import lerp, slerp
+from vrae.generation.decoding import Decoded
+from vrae.generation.latent import lerp, slerp, sphere
+from vrae.generation.responses import Reply, alike, respond, words
+from vrae.generation.text_model import (
+    MAX_REPLIES,
+    MAX_SAMPLES,
+    MAX_STEPS,
+    MAX_TURNS,
+    TextModel,
+    digest,
+    in_range,
+    seed_of,
+)
 from vrae.model.folder import CONFIG, TOKENIZER, WEIGHTS, read
-from vrae.model.gaussian import Density, divergence, join, repeat, select
-from vrae.model.vrae import VRAE
+from vrae.model.gaussian import divergence, repeat
 
 DEMO_MODEL = "vrae-demo/model"  # where `vrae demo` leaves its model
-MAX_CHARACTERS = 2000
-MAX_TURNS = 1000
-MAX_SAMPLES = 10_000
-MAX_REPLIES = 256
-MAX_STEPS = 200
-_ROWS = 256  # texts decoded side by side
-_ROUNDS = 6  # draws until n distinct replies are found
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One reply to a context."""
-
-    text: str
-    log_prob: float  # nats, log p(reply | z, context) under the model as it is
-    score: float  # what replies are ordered by, highest first
-    tokens: int  # pieces, without the end mark
+_ROWS = 256  # samples drawn at a time
+_ROUNDS = 6  # draws until enough distinct variations are found
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One turn drawn from the prior."""
+    """One turn that was decoded from a latent."""
 
     text: str
-    log_prob: float  # nats, log p(text | z)
+    log_prob: float  # nats, log p(text | z), end mark included
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A turn, and what the decoder makes of its posterior mean."""
+    """A turn, and what the decoder makes of its posterior."""
 
     text: str
-    reconstruction: str
+    reconstruction: str  # of the posterior mean, greedily
     exact: bool  # the ids are the same
     rate: float  # nats, KL(q(z | text) || p(z))
     distortion: float  # nats, -log p(text | z) at the posterior mean
+    samples: tuple[str, ...]  # of draws of z from the posterior, greedily
 
 
 @dataclass(frozen=True)
@@ -73,21 +72,19 @@ class Step:
 
     t: float  # 0 the first sentence, 1 the second
     text: str
+    log_prob: float  # nats, log p(text | z), end mark included
+    cosine: float  # between z and the posterior mean of `text`: does the sentence lead back to the point it was decoded from?
+    exact: bool  # `text` itself comes back word for word when it is encoded and decoded
 
 
-class Pipeline:
+class Pipeline(TextModel):
     """A trained model, ready to use.
-
-    Args:
-        model: in whatever mode; it is put in eval mode.
-        tokenizer: the one it was trained with.
-        info: `config.json` of the model folder; the cleaning that its corpus went through is applied to new text.
 
     Example:
         >>> import vrae
         >>> model = vrae.load("vrae-demo/model")
         >>> replies = model.respond(["Hi!", "Hello, how was your weekend?"], n=5, seed=1)
-        >>> len(replies), replies[0].log_prob >= replies[-1].log_prob
+        >>> len(replies), replies[0].score >= replies[-1].score
         (5, True)
         >>> path = model.interpolate("i am going home", "what do you want to eat?", steps=5)
         >>> [step.t for step in path]
@@ -96,12 +93,6 @@ class Pipeline:
         >>> means.shape == log_vars.shape == (2, model.model.config.latent_size)
         True
     """
-
-    def __init__(self, model: VRAE, tokenizer: Tokenizer, info: dict[str, Any]) -> None:
-        self.model, self.tokenizer, self.info = model.eval(), tokenizer, info
-        corpus = info.get("corpus")
-        cleaning = corpus.get("cleaning", {}) if isinstance(corpus, dict) else {}
-        self._cleaner = Cleaner(from_dict(CleaningConfig, cleaning, "config.json: corpus.cleaning"))
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> Pipeline:
@@ -115,17 +106,27 @@ class Pipeline:
         *,
         seed: int | None = None,
         decoding: DecodingConfig | None = None,
+        responses: ResponseConfig | None = None,
+        background: TextModel | None = None,
     ) -> list[Reply]:
-        """Up to `n` different replies to a dialogue (its turns, oldest first), the most probable first.
+        """Up to `n` different replies to a dialogue (its turns, oldest first), the best first.
 
-        Each comes from a latent of its own, drawn from p(z | context). A duplicate is drawn again, six times at most, so
-        a model that knows fewer replies than asked for gives fewer.
+        Each comes from a latent of its own, drawn from p(z | context). What resembles an earlier reply too much is drawn again,
+        six times at most, so a model that knows fewer replies than asked for gives fewer.
+
+        Args:
+            context: at least one turn; a string is a dialogue of one turn.
+            n: 1 to 256.
+            seed: the same seed, the same replies; None: others every time.
+            decoding: how text is drawn once z is known.
+            responses: how latents are drawn and replies ordered.
+            background: with `mmi`, a model of replies without their context (`context_turns` 0); None: this model itself.
 
         Raises:
             UserError: no turn, too many, too long, or n out of range.
             ModelError: the model reads no context (context_turns 0).
         """
-        return self.respond_many([context], n, seed=seed, decoding=decoding)[0]
+        return self.respond_many([context], n, seed=seed, decoding=decoding, responses=responses, background=background)[0]
 
     def respond_many(
         self,
@@ -134,155 +135,221 @@ class Pipeline:
         *,
         seed: int | None = None,
         decoding: DecodingConfig | None = None,
+        responses: ResponseConfig | None = None,
+        background: TextModel | None = None,
     ) -> list[list[Reply]]:
         """`respond` for many contexts at once. With a seed, a context's replies do not depend on the others."""
-        decoding = decoding or DecodingConfig()
-        if not self.model.config.context_turns:
-            raise ModelError("this model reads no context (model.context_turns is 0): use sample, reconstruct, interpolate")
-        _in_range("n", n, 1, MAX_REPLIES)
-        seed = _seed(seed)
-        windows = [self._window("", _turns(context)) for context in contexts]
+        self.need_context()
+        in_range("n", n, 1, MAX_REPLIES)
+        seed, windows = seed_of(seed), self.windows([""] * len(contexts), contexts)
+        for context in contexts:
+            in_range("number of turns", 1 if isinstance(context, str) else len(context), 1, MAX_TURNS)
         if not windows:
             return []
-        batch = self._batch(windows)
-        with torch.inference_mode():
-            prior, context_BC = self.model.condition(batch)
-        found: list[dict[str, Reply]] = [{} for _ in contexts]
-        for attempt in range(_ROUNDS):
-            open_rows = [b for b, replies in enumerate(found) if len(replies) < n]
-            if not open_rows:
-                break
-            rows = torch.tensor(open_rows, device=context_BC.device)
-            own = [
-                self._noise([seed, attempt, _digest(windows[b])], n, prior.noise_size, decoding.max_tokens) for b in open_rows
-            ]
-            noise = [torch.cat(parts) for parts in zip(*own, strict=True)]
-            z_BZ = repeat(select(prior, rows), n).sample(noise[0])
-            drawn = self._decode(z_BZ, context_BC[rows].repeat_interleave(n, 0), noise[1], decoding)
-            for place, text in enumerate(drawn):
-                reply = Reply(self.tokenizer.decode(text.ids), text.log_prob, text.log_prob, len(text.ids))
-                replies = found[open_rows[place // n]]
-                if reply.text and len(replies) < n:
-                    replies.setdefault(_normal(reply.text), reply)
-        return [sorted(replies.values(), key=lambda reply: -reply.score) for replies in found]
+        decoding, responses = decoding or DecodingConfig(), responses or ResponseConfig()
+        return respond(self, windows, n, seed=seed, decoding=decoding, responses=responses, background=background)
 
     def sample(self, n: int = 5, *, seed: int | None = None, decoding: DecodingConfig | None = None) -> Iterator[Sample]:
         """`n` turns from the prior (without context). Raises UserError when n is out of range."""
-        decoding = decoding or DecodingConfig()
-        _in_range("n", n, 1, MAX_SAMPLES)
-        return self._sample(n, _seed(seed), decoding)
+        in_range("n", n, 1, MAX_SAMPLES)
+        return self._sample(n, seed_of(seed), decoding or DecodingConfig())
 
     def _sample(self, n: int, seed: int, decoding: DecodingConfig) -> Iterator[Sample]:
-        batch = self._batch([self._window("", ())])
-        with torch.inference_mode():
-            prior, context_1C = self.model.condition(batch)
+        prior, context_1C = self.condition([_NOTHING])
         for start in range(0, n, _ROWS):
             rows = min(_ROWS, n - start)
-            noise = self._noise([seed, start], rows, prior.noise_size, decoding.max_tokens)
-            drawn = self._decode(repeat(prior, rows).sample(noise[0]), context_1C.expand(rows, -1), noise[1], decoding)
-            for text in drawn:
-                yield Sample(self.tokenizer.decode(text.ids), text.log_prob)
+            normal_BX, uniform_BT = self.noise([seed, start], rows, prior.noise_size, decoding.max_tokens)
+            yield from self._texts(repeat(prior, rows).sample(normal_BX), context_1C, decoding, uniform_BT)
 
-    def reconstruct(self, texts: Sequence[str]) -> list[Reconstruction]:
-        """Encodes each text, without context, and decodes the posterior mean greedily.
+    def reconstruct(self, texts: Sequence[str], n: int = 0, *, seed: int | None = None) -> list[Reconstruction]:
+        """Encodes each text, without context, and decodes its posterior mean greedily, and `n` draws of its posterior.
 
         Raises:
+            UserError: no text, one too long, or n out of range.
             ModelError: the model has no latent.
         """
-        windows = [self._window(text, ()) for text in self._latent(texts)]
-        results: list[Reconstruction] = []
-        for start in range(0, len(texts), _ROWS):
-            batch = self._batch(windows[start : start + _ROWS])
-            with torch.inference_mode():
-                inferred = self.model.infer(batch)
-                mean_BZ, context_BC = inferred.posterior.mean_BZ, inferred.context_BC
-                noise_BN = self._noise([0], len(mean_BZ), inferred.posterior.noise_size, 0)[0]
-                z_BZ = inferred.posterior.sample(noise_BN)
-                rates = divergence(inferred.posterior, inferred.prior, z_BZ).sum(-1).tolist()
-                log_probs = self.model.log_prob(batch, mean_BZ, context_BC).tolist()
-            decoded = self._decode(mean_BZ, context_BC, None, GREEDY)
-            for i, text in enumerate(decoded):
-                exact = text.finished and text.ids == windows[start + i].target.tolist()
-                written = self.tokenizer.decode(text.ids)
-                results.append(Reconstruction(texts[start + i], written, exact, rates[i], -log_probs[i]))
-        return results
+        in_range("n", n, 0, MAX_REPLIES)
+        windows, seed = self._latent_windows(texts), seed_of(seed)
+        parts = (slice(i, i + _ROWS) for i in range(0, len(windows), _ROWS))
+        return [result for part in parts for result in self._reconstruct(texts[part], windows[part], n, seed)]
 
-    def interpolate(self, a: str, b: str, steps: int = 7, *, method: Literal["slerp", "lerp"] = "slerp") -> list[Step]:
+    @torch.inference_mode()
+    def _reconstruct(self, texts: Sequence[str], windows: list[Window], n: int, seed: int) -> list[Reconstruction]:
+        batch = self.batch(windows)
+        posterior, prior, context_BC = self.model.infer(batch)
+        mean_BZ = posterior.mean_BZ
+        z_BZ = posterior.sample(self._noise_of(windows, [0], 1, posterior.noise_size))
+        rate_B = divergence(posterior, prior, z_BZ).sum(-1)
+        log_prob_B = self.model.log_prob(batch, mean_BZ, context_BC)
+        decoded = self.decode(mean_BZ, context_BC, None, GREEDY)
+        drawn = []
+        if n:
+            z_PZ = repeat(posterior, n).sample(self._noise_of(windows, [seed], n, posterior.noise_size))
+            drawn = self.decode(z_PZ, context_BC.repeat_interleave(n, 0), None, GREEDY)
+        return [
+            Reconstruction(
+                text=texts[i],
+                reconstruction=self.tokenizer.decode(decoded[i].ids),
+                exact=_is(decoded[i], windows[i]),
+                rate=float(rate_B[i]),
+                distortion=-float(log_prob_B[i]),
+                samples=tuple(self.tokenizer.decode(sample.ids) for sample in drawn[i * n : (i + 1) * n]),
+            )
+            for i in range(len(texts))
+        ]
+
+    def interpolate(
+        self,
+        a: str,
+        b: str,
+        steps: int = 7,
+        *,
+        method: Literal["slerp", "lerp"] = "slerp",
+        context: str | Sequence[str] = (),
+    ) -> list[Step]:
         """`steps` texts on the path from `a` to `b`, both included as the model reconstructs them, decoded greedily.
+
+        Args:
+            a: a turn, or with a context a reply to it.
+            b: another.
+            steps: 2 to 200.
+            method: along the great circle or the straight line between the posterior means.
+            context: the turns before, oldest first; none: the path of a sentence by itself.
 
         Raises:
             UserError: fewer than 2 steps or more than 200.
-            ModelError: the model has no latent.
+            ModelError: the model has no latent, or there is a context and it reads none.
         """
-        _in_range("steps", steps, 2, MAX_STEPS)
+        in_range("steps", steps, 2, MAX_STEPS)
         if method not in ("slerp", "lerp"):
             raise UserError(f"method must be slerp or lerp. Got {method!r}")
-        mean_BZ = self._encode([a, b]).mean_BZ
+        windows = self._latent_windows([a, b], [context, context])
+        ends = self.infer(windows)
+        mean_BZ, context_SC = ends.posterior.mean_BZ, ends.context_BC[:1].expand(steps, -1)
         t_S = torch.linspace(0, 1, steps, device=mean_BZ.device)
         path_SZ = (slerp if method == "slerp" else lerp)(mean_BZ[0], mean_BZ[1], t_S)
-        with torch.inference_mode():
-            context_1C = self.model.condition(self._batch([self._window("", ())]))[1]
-        decoded = self._decode(path_SZ, context_1C.expand(steps, -1), None, GREEDY)
-        return [Step(t, self.tokenizer.decode(text.ids)) for t, text in zip(t_S.tolist(), decoded, strict=True)]
+        path = self.decode(path_SZ, context_SC, None, GREEDY)
+        met = [windows[0]._replace(target=np.asarray(text.ids, np.int64)) for text in path]
+        back_SZ = self.infer(met).posterior.mean_BZ
+        again = self.decode(back_SZ, context_SC, None, GREEDY)
+        cosines = torch.cosine_similarity(path_SZ, back_SZ, dim=-1).tolist()
+        return [
+            Step(t_S[i].item(), self.tokenizer.decode(text.ids), text.log_prob, cosines[i], _is(again[i], met[i]))
+            for i, text in enumerate(path)
+        ]
 
-    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Means and log-variances of q(z | text), without context, each [len(texts), Z] float32."""
-        posterior = self._encode(texts)
+    def variations(
+        self,
+        text: str,
+        n: int = 5,
+        *,
+        radius: float = 0.5,
+        seed: int | None = None,
+        context: str | Sequence[str] = (),
+        decoding: DecodingConfig | None = None,
+    ) -> list[Sample]:
+        """Up to `n` texts from around `text` in the latent space, unlike it and each other, the most probable first.
+
+        Args:
+            text: a turn, or with a context a reply to it.
+            n: 1 to 256.
+            radius: how far from its posterior mean, in prior standard deviations of a dimension (root mean square): 0 is the
+                sentence itself, and a draw of the prior lies about 1 from the prior's mean. At most 10.
+            seed: of the directions.
+            context: the turns before, oldest first.
+            decoding: how text is drawn; None: greedily.
+
+        Raises:
+            UserError: n or radius out of range.
+            ModelError: the model has no latent, or there is a context and it reads none.
+        """
+        in_range("n", n, 1, MAX_REPLIES)
+        if not 0 < radius <= 10:
+            raise UserError(f"radius must be above 0 and at most 10. Got {radius!r:.40}")
+        seed, decoding = seed_of(seed), decoding or GREEDY
+        windows = self._latent_windows([text], [context])
+        posterior, prior, context_1C = self.infer(windows)
+        found: list[Sample] = []
+        for attempt in range(_ROUNDS):
+            key = [seed, attempt, digest(windows[0])]
+            normal_NZ, uniform_NT = self.noise(key, n, self.model.config.latent_size, decoding.max_tokens)
+            around_NZ = sphere(posterior.mean_BZ[0], (0.5 * prior.log_var_BZ[0]).exp(), radius, normal_NZ)
+            for new in self._texts(around_NZ, context_1C, decoding, uniform_NT):
+                if new.text and not any(alike(words(new.text), words(old)) for old in (text, *(s.text for s in found))):
+                    found.append(new)
+            if len(found) >= n:
+                break
+        return sorted(found[:n], key=lambda sample: -sample.log_prob)
+
+    def analogy(self, a: str, b: str, c: str) -> Sample:
+        """The text at a - b + c of the posterior means, without context, decoded greedily: as `a` is to `b`, it is to `c`.
+
+        Raises:
+            ModelError: the model has no latent.
+        """
+        means_3Z = self.encode([a, b, c])[0]
+        return self.decode_latents((means_3Z[0] - means_3Z[1] + means_3Z[2])[None])[0]
+
+    def encode(
+        self, texts: Sequence[str], contexts: Sequence[str | Sequence[str]] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Means and log-variances of q(z | text, context), each [len(texts), Z]; without contexts, of the empty one.
+
+        With a flow they are those of the Gaussian's image under it (`FlowPosterior`).
+
+        Raises:
+            UserError: no text, or another number of contexts.
+            ModelError: the model has no latent, or there is a context and it reads none.
+        """
+        posterior = self.infer(self._latent_windows(texts, contexts)).posterior
         return posterior.mean_BZ.cpu().numpy(), posterior.log_var_BZ.cpu().numpy()
 
-    def _encode(self, texts: Sequence[str]) -> Density:
-        windows = [self._window(text, ()) for text in self._latent(texts)]
-        with torch.inference_mode():
-            parts = [
-                self.model.infer(self._batch(windows[start : start + _ROWS])).posterior
-                for start in range(0, len(windows), _ROWS)
-            ]
-        return join(parts)
+    def decode_latents(
+        self, z_NZ: np.ndarray, *, decoding: DecodingConfig | None = None, seed: int | None = None
+    ) -> list[Sample]:
+        """The text at each point of the latent space, without context; greedily where no `decoding` is given.
 
-    def _latent(self, texts: Sequence[str]) -> Sequence[str]:
-        if not self.model.config.latent_size:
-            raise ModelError("this model has no latent (model.latent_size is 0): it can respond and sample")
-        if isinstance(texts, str) or not isinstance(texts, Sequence):
-            raise UserError(f"texts must be a list of strings. Got {type(texts).__name__}")
-        if not texts:
+        Args:
+            z_NZ: [N, Z] finite numbers, N at most 10,000.
+
+        Raises:
+            UserError: another shape, or a number is not finite.
+            ModelError: the model has no latent.
+        """
+        self.need_latent()
+        Z, decoding = self.model.config.latent_size, decoding or GREEDY
+        if z_NZ.ndim != 2 or z_NZ.shape[1] != Z or len(z_NZ) > MAX_SAMPLES:
+            raise UserError(f"latents must have shape [N, {Z}], N at most {MAX_SAMPLES}. Got {list(z_NZ.shape)}")
+        if not np.isfinite(z_NZ).all():
+            raise UserError("latents must be finite. Got NaN or infinity")
+        if not len(z_NZ):
+            return []
+        uniform_NT = self.noise([seed_of(seed)], len(z_NZ), 0, decoding.max_tokens)[1]
+        bias = self.model.decoder.out.bias
+        return list(self._texts(torch.from_numpy(z_NZ).to(bias), self.condition([_NOTHING])[1], decoding, uniform_NT))
+
+    def _texts(self, z_BZ: Tensor, context_1C: Tensor, decoding: DecodingConfig, uniform_BT: Tensor) -> Iterator[Sample]:
+        for text in self.decode(z_BZ, context_1C.expand(len(z_BZ), -1), uniform_BT, decoding):
+            yield Sample(self.tokenizer.decode(text.ids), text.log_prob)
+
+    def _latent_windows(self, texts: Sequence[str], contexts: Sequence[str | Sequence[str]] | None = None) -> list[Window]:
+        self.need_latent()
+        windows = self.windows(texts, contexts)
+        if not windows:
             raise UserError("no text given")
-        return texts
+        return windows
 
-    def _decode(self, z_BZ: Tensor, context_BC: Tensor, noise_BT: Tensor | None, config: DecodingConfig) -> list[Decoded]:
-        if noise_BT is None:
-            noise_BT = z_BZ.new_zeros(len(z_BZ), config.max_tokens)
-        texts: list[Decoded] = []
-        with torch.inference_mode():
-            for start in range(0, len(z_BZ), _ROWS):
-                rows = slice(start, start + _ROWS)
-                state = self.model.decoder.start(z_BZ[rows], context_BC[rows])
-                texts += decode(self.model.decoder, state, noise_BT[rows], config)
-        return texts
+    def _noise_of(self, windows: Sequence[Window], key: list[int], times: int, size: int) -> Tensor:
+        """Standard normal numbers [len(windows) * times, size]; those of a window do not depend on the others."""
+        return torch.cat([self.noise([*key, digest(window)], times, size, 0)[0] for window in windows])
 
-    def _noise(self, seed: list[int], rows: int, size: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """Normal [rows, size] and uniform [rows, tokens] noise."""
-        rng = np.random.default_rng(seed)
-        normal = rng.standard_normal((rows, size), np.float32)
-        uniform = rng.random((rows, tokens), np.float32)
-        dtype, device = self.model.decoder.out.bias.dtype, self.model.device
-        return torch.from_numpy(normal).to(device, dtype), torch.from_numpy(uniform).to(device)
 
-    def _batch(self, windows: Sequence[Window]) -> Batch:
-        return collate(list(windows), self.model.config.context_turns).to(self.model.device)
+_NOTHING = Window([], np.zeros(0, np.int64), [])
 
-    def _window(self, target: str, context: Sequence[str]) -> Window:
-        """Cleans and encodes. The speakers of a context are taken to alternate, the last one being the other."""
-        context = context[max(len(context) - self.model.config.context_turns, 0) :]
-        ids = [np.asarray(turn, np.int64) for turn in self.tokenizer.encode([self._text(t) for t in (target, *context)])]
-        same_speaker = [(len(context) - i) % 2 == 0 for i in range(len(context))]
-        return Window(ids[1:], ids[0], [int(same) for same in same_speaker])
 
-    def _text(self, text: object) -> str:
-        if not isinstance(text, str):
-            raise UserError(f"a text must be a string. Got {type(text).__name__}")
-        if len(text) > MAX_CHARACTERS:
-            raise UserError(f"a text must have at most {MAX_CHARACTERS} characters. Got {len(text)}")
-        return self._cleaner.text(text.encode("utf-8", "replace").decode())
+def _is(text: Decoded, window: Window) -> bool:
+    """Whether the ids are those of the window's target, and end there."""
+    return text.finished and text.ids == window.target.tolist()
 
 
 def load(model: str | Path = DEMO_MODEL, device: str = "cpu") -> Pipeline:
@@ -331,35 +398,3 @@ def model_folder(path: Path) -> Path:
     if not os.path.exists(path):
         raise ModelError(f"--model {path}: no such folder. Train a model first with `vrae demo` or `vrae train`")
     raise ModelError(f"--model {path}: neither a model folder (config.json) nor a run folder (checkpoints/best)")
-
-
-def _digest(window: Window) -> int:
-    """A number of the context, so that with one seed different dialogues get different latents."""
-    return zlib.crc32(b"/".join(turn.tobytes() for turn in window.context))
-
-
-def _normal(text: str) -> str:
-    """What two texts must share to count as one reply: letters and digits."""
-    return "".join(character for character in text.casefold() if character.isalnum()) or text
-
-
-def _turns(context: object) -> Sequence[str]:
-    """The turns of a context; a string is a context of one turn."""
-    turns = [context] if isinstance(context, str) else context
-    if not isinstance(turns, Sequence):
-        raise UserError(f"a context must be a list of turns. Got {type(turns).__name__}")
-    _in_range("number of turns", len(turns), 1, MAX_TURNS)
-    return turns
-
-
-def _in_range(name: str, value: object, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise UserError(f"{name} must be a whole number from {low} to {high}. Got {value!r:.40}")
-
-
-def _seed(seed: int | None) -> int:
-    if seed is None:
-        return int(np.random.SeedSequence().generate_state(1)[0])
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise UserError(f"seed must be a whole number from 0 to 2**63 - 1. Got {seed!r:.40}")
-    return seed

@@ -1,0 +1,168 @@
+"""A model with its tokenizer: text to windows and densities, latents to text.
+
+Everything that the jobs of `Pipeline` share passes through here, and so do the limits on what may be asked for: no face of the
+program can forget one.
+
+Shape legend: B texts, T tokens, Z latent, C context state, X noise numbers of a text.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vrae.config import CleaningConfig, DecodingConfig, from_dict
+from vrae.corpus.batches import Batch, Window, collate
+from vrae.corpus.cleaning import Cleaner
+from vrae.corpus.tokenizer import Tokenizer
+from vrae.errors import ModelError, UserError
+from vrae.generation.decoding import Decoded, decode
+from vrae.model.bound import Noise, draw
+from vrae.model.gaussian import Density, join
+from vrae.model.vrae import VRAE, Inferred
+
+MAX_CHARACTERS = 2000
+MAX_TURNS = 1000
+MAX_SAMPLES = 10_000
+MAX_REPLIES = 256
+MAX_CANDIDATES = 1024
+MAX_STEPS = 200
+_ROWS = 256  # texts encoded or decoded side by side
+
+
+class TextModel:
+    """Model, tokenizer and the cleaning that the model's corpus went through.
+
+    Args:
+        model: in whatever mode; it is put in eval mode.
+        tokenizer: the one it was trained with.
+        info: `config.json` of the model folder; the cleaning that its corpus went through is applied to new text.
+    """
+
+    def __init__(self, model: VRAE, tokenizer: Tokenizer, info: dict[str, Any]) -> None:
+        self.model, self.tokenizer, self.info = model.eval(), tokenizer, info
+        corpus = info.get("corpus")
+        cleaning = corpus.get("cleaning", {}) if isinstance(corpus, dict) else {}
+        self._cleaner = Cleaner(from_dict(CleaningConfig, cleaning, "config.json: corpus.cleaning"))
+
+    def windows(self, texts: Sequence[str], contexts: Iterable[str | Sequence[str]] | None = None) -> list[Window]:
+        """Each text as a target, cleaned and encoded, after its context (its turns, oldest first; empty: none).
+
+        Only the last `context_turns` turns of a context are read. Speakers are taken to alternate, the last turn of a context
+        being the other's.
+
+        Raises:
+            UserError: a text or a context is no text, too long, or there are too many or too few of them.
+            ModelError: there is a context, and the model reads none.
+        """
+        if isinstance(texts, str) or not isinstance(texts, Sequence):
+            raise UserError(f"texts must be a list of strings. Got {type(texts).__name__}")
+        if contexts is None:
+            return [self._window(text, ()) for text in texts]
+        turns = [] if isinstance(contexts, str) else [_turns(context) for context in contexts]
+        if len(turns) != len(texts):
+            raise UserError(f"contexts must be a list with one entry for each of the {len(texts)} texts. Got {len(turns)}")
+        if any(turns):
+            self.need_context()
+        return [self._window(text, context) for text, context in zip(texts, turns, strict=True)]
+
+    def need_context(self) -> None:
+        """Raises ModelError where the model reads no context."""
+        if not self.model.config.context_turns:
+            raise ModelError("this model reads no context (model.context_turns is 0): use sample, reconstruct, interpolate")
+
+    def need_latent(self) -> None:
+        """Raises ModelError where the model has no latent."""
+        if not self.model.config.latent_size:
+            raise ModelError("this model has no latent (model.latent_size is 0): it can respond and sample")
+
+    def batch(self, windows: Sequence[Window]) -> Batch:
+        return collate(list(windows), self.model.config.context_turns).to(self.model.device)
+
+    @torch.inference_mode()
+    def condition(self, windows: Sequence[Window]) -> tuple[Density, Tensor]:
+        """p(z | c) and c of each window, whatever its target; at least one window."""
+        parts = [self.model.condition(self.batch(windows[i : i + _ROWS])) for i in range(0, len(windows), _ROWS)]
+        priors, contexts = zip(*parts, strict=True)
+        return join(priors), torch.cat(contexts)
+
+    @torch.inference_mode()
+    def infer(self, windows: Sequence[Window]) -> Inferred:
+        """q(z | x, c), p(z | c) and c of each window; at least one window."""
+        parts = [self.model.infer(self.batch(windows[i : i + _ROWS])) for i in range(0, len(windows), _ROWS)]
+        posteriors, priors, contexts = zip(*parts, strict=True)
+        return Inferred(join(posteriors), join(priors), torch.cat(contexts))
+
+    def evidence(self, windows: Sequence[Window], k: int, seed: int) -> list[float]:
+        """log p(x | c) in nats of each window's target, end mark included: the bound of k draws from q (Burda et al. 2016).
+
+        Without a latent it is exact. A window's value does not depend on the others.
+        """
+        values: list[float] = []
+        for i in range(0, len(windows), _ROWS):
+            some = windows[i : i + _ROWS]
+            batch = self.batch(some)
+            noise = Noise([seed, 0], np.array([digest(window) for window in some]))
+            with torch.inference_mode():
+                inferred = self.model.infer(batch)
+                values += draw(self.model, batch, inferred, inferred.posterior, k, noise).log_mean_B.tolist()
+        return values
+
+    @torch.inference_mode()
+    def decode(self, z_BZ: Tensor, context_BC: Tensor, noise_BT: Tensor | None, config: DecodingConfig) -> list[Decoded]:
+        """One text for each row of z. `noise_BT`: uniform numbers; None for greedy decoding and beam search."""
+        return decode(self.model.decoder, self.model.decoder.start(z_BZ, context_BC), noise_BT, config)
+
+    def noise(self, key: list[int], rows: int, size: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Standard normal [rows, size] and uniform [rows, tokens] numbers, a function of `key`."""
+        rng = np.random.default_rng(key)
+        normal = rng.standard_normal((rows, size), np.float32)
+        uniform = rng.random((rows, tokens), np.float32)
+        dtype, device = self.model.decoder.out.bias.dtype, self.model.device
+        return torch.from_numpy(normal).to(device, dtype), torch.from_numpy(uniform).to(device)
+
+    def _window(self, target: str, context: Sequence[str]) -> Window:
+        context = context[max(len(context) - self.model.config.context_turns, 0) :]
+        ids = [np.asarray(turn, np.int64) for turn in self.tokenizer.encode([self._text(t) for t in (target, *context)])]
+        same_speaker = [(len(context) - i) % 2 == 0 for i in range(len(context))]
+        return Window(ids[1:], ids[0], [int(same) for same in same_speaker])
+
+    def _text(self, text: object) -> str:
+        if not isinstance(text, str):
+            raise UserError(f"a text must be a string. Got {type(text).__name__}")
+        if len(text) > MAX_CHARACTERS:
+            raise UserError(f"a text must have at most {MAX_CHARACTERS} characters. Got {len(text)}")
+        return self._cleaner.text(text.encode("utf-8", "replace").decode())
+
+
+def digest(window: Window) -> int:
+    """A number of a text and its context, which their noise is made of: with one seed, different texts get different noise."""
+    return zlib.crc32(b"/".join(np.asarray(turn, "<i8").tobytes() for turn in (*window.context, window.target)))
+
+
+def in_range(name: str, value: object, low: int, high: int) -> None:
+    """Raises UserError where `value` is no whole number from `low` to `high`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise UserError(f"{name} must be a whole number from {low} to {high}. Got {value!r:.40}")
+
+
+def seed_of(seed: int | None) -> int:
+    """The seed, or for None a new one."""
+    if seed is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    in_range("seed", seed, 0, 2**63 - 1)
+    return seed
+
+
+def _turns(context: object) -> Sequence[str]:
+    """The turns of a context; a string is a context of one turn."""
+    turns = [context] if isinstance(context, str) else context
+    if not isinstance(turns, Sequence):
+        raise UserError(f"a context must be a list of turns. Got {type(turns).__name__}")
+    in_range("number of turns", len(turns), 0, MAX_TURNS)
+    return turns

@@ -15,8 +15,11 @@ from vrae.errors import UserError
 
 matplotlib = pytest.importorskip("matplotlib")
 
+from matplotlib.text import Text  # noqa: E402
+
 from vrae.apps import plots  # noqa: E402
 from vrae.apps.plots import (  # noqa: E402
+    LatentPath,
     plot_latent_map,
     plot_rate_per_dimension,
     plot_training,
@@ -26,22 +29,23 @@ from vrae.apps.plots import (  # noqa: E402
 RATES, ACTIVE = [0.5, 0.0, 1.25, 0.25], [True, False, True, False]
 MEANS = np.random.default_rng(0).normal(size=(60, 5)) * (3, 1, 2, 0.5, 0.1)
 LENGTHS = list(range(1, 61))
+TEXTS = [
+    "the first",
+    "a $x_1$ b",
+    "a $x_1$ b",
+    "\\frac{1}{2}",
+    "the last one, which is far too long to be written beside a point",
+]
 KINDS = ["question" if i % 3 == 0 else "statement" for i in range(60)]
 
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures that are stored."""
+    """The figures that would be stored. Nothing is rendered."""
     from matplotlib.figure import Figure
 
     stored: list[Any] = []
-    real = Figure.savefig
-
-    def savefig(self: Any, *arguments: Any, **options: Any) -> None:
-        stored.append(self)
-        real(self, *arguments, **options)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr(Figure, "savefig", lambda self, *arguments, **options: stored.append(self))
     return stored
 
 
@@ -57,13 +61,26 @@ def run_folder(folder: Path) -> Path:
     return folder
 
 
+def path_between(a: np.ndarray, b: np.ndarray, texts: list[str] = TEXTS) -> LatentPath:
+    """The straight line between two points, with these texts."""
+    t = np.linspace(0, 1, len(texts))
+    return LatentPath((texts[0], texts[-1]), t.tolist(), texts, (1 - t)[:, None] * a + t[:, None] * b)
+
+
+def labels_of(figure: Any, panel: int = 0) -> list[tuple[str, Any]]:
+    """Texts that are drawn in a panel, and their boxes in pixels."""
+    figure.draw_without_rendering()
+    return [(text.get_text(), Text.get_window_extent(text)) for text in figure.axes[panel].texts]
+
+
 def draw_all(folder: Path) -> list[bytes]:
     """The bytes of one picture of each kind."""
     folder.mkdir()
+    path = path_between(MEANS[0], MEANS[1])
     return [
         plot_training(run_folder(folder / "run"), folder / "training.png").read_bytes(),
         plot_rate_per_dimension(RATES, ACTIVE, folder / "rates.png").read_bytes(),
-        plot_latent_map(MEANS, {"length": LENGTHS, "kind": KINDS}, folder / "map.png").read_bytes(),
+        plot_latent_map(MEANS, {"length": LENGTHS, "kind": KINDS}, folder / "map.png", [path]).read_bytes(),
     ]
 
 
@@ -149,24 +166,32 @@ class TestLatentMap:
         # two orthogonal directions by hand: (3, 4) / 5 with variance 25 and (4, -3) / 5 with variance 4
         along, across = np.array([0.6, 0.8]), np.array([0.8, -0.6])
         means = np.array([5 * along, -5 * along, 2 * across, -2 * across]) + np.array([7, -2])
-        points, shares = principal_components(means)
-        np.testing.assert_allclose(points, [[5, 0], [-5, 0], [0, 2], [0, -2]], atol=1e-12)
-        assert shares == pytest.approx((25 / 29, 4 / 29))
+        found = principal_components(means)
+        np.testing.assert_allclose(found.project(means), [[5, 0], [-5, 0], [0, 2], [0, -2]], atol=1e-12)
+        assert found.shares == pytest.approx((25 / 29, 4 / 29))
+        # other points, on the same axes about the same middle
+        others = np.array([[7.0, -2.0], [7 + 3 * 0.6 + 2 * 0.8, -2 + 3 * 0.8 - 2 * 0.6]])
+        np.testing.assert_allclose(found.project(others), [[0, 0], [3, 2]], atol=1e-12)
 
     def test_shares_are_of_the_whole_variance(self) -> None:
-        points, shares = principal_components(MEANS.astype(np.float32))
+        found = principal_components(MEANS.astype(np.float32))
+        points, shares = found.project(MEANS.astype(np.float32)), found.shares
         total = MEANS.astype(np.float32).astype(float).var(0).sum()
         assert shares == pytest.approx(tuple(points.var(0) / total), rel=1e-6)
         assert shares[0] > shares[1] > 0
         np.testing.assert_allclose(points.mean(0), 0, atol=1e-6)
 
     def test_of_one_dimension_lies_on_a_line(self) -> None:
-        points, shares = principal_components(np.array([[1.0], [3.0], [5.0]]))
-        np.testing.assert_allclose(points, [[-2, 0], [0, 0], [2, 0]])
-        assert shares == (1, 0)
+        found = principal_components(np.array([[1.0], [3.0], [5.0]]))
+        np.testing.assert_allclose(found.project(np.array([[1.0], [3.0], [5.0]])), [[-2, 0], [0, 0], [2, 0]])
+        assert found.shares == (1, 0)
 
-    def test_of_equal_turns_is_drawn(self, tmp_path: Path) -> None:
-        plot_latent_map(np.zeros((3, 4)), {"length": [2, 2, 2]}, tmp_path / "map.png")
+    def test_of_equal_turns_is_one_place_in_the_middle(self, tmp_path: Path, figures: list[Any]) -> None:
+        plot_latent_map(np.full((3, 4), 7.0), {"length": [2, 2, 2]}, tmp_path / "map.png")
+        axes = figures[0].axes[0]
+        assert axes.collections[0].get_offsets().tolist() == [[0, 0]] * 3
+        assert axes.get_xlim()[0] < 0 < axes.get_xlim()[1]
+        assert "(0.0% of the variance)" in axes.get_xlabel()
 
     @pytest.mark.parametrize("shape", [(1, 4), (3, 0)])
     def test_needs_turns_and_a_latent(self, tmp_path: Path, shape: tuple[int, int]) -> None:
@@ -175,7 +200,8 @@ class TestLatentMap:
 
     def test_colours_each_point_by_its_own_value(self, tmp_path: Path, figures: list[Any]) -> None:
         plot_latent_map(MEANS, {"length": LENGTHS, "kind": KINDS}, tmp_path / "map.png")
-        points, shares = principal_components(MEANS)
+        found = principal_components(MEANS)
+        points, shares = found.project(MEANS), found.shares
         length, kind = figures[0].axes[:2]
         for axes in (length, kind):
             np.testing.assert_allclose(axes.collections[0].get_offsets(), points)
@@ -191,3 +217,62 @@ class TestLatentMap:
         plot_latent_map(MEANS, {"kind": kinds}, tmp_path / "map.png")
         texts = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
         assert texts == ["kind 7 (25)", *(f"kind {i} (5)" for i in range(5)), "other (10)"]
+
+
+class TestPathsOverTheMap:
+    def test_lie_where_their_points_are_projected_and_move_no_turn(self, tmp_path: Path, figures: list[Any]) -> None:
+        means = np.array([[3.0, 4.0], [-3.0, -4.0], [1.6, -1.2], [-1.6, 1.2]]) + np.array([7, -2])
+        far = path_between(np.array([7.0, -2.0]), np.array([7 + 20 * 0.6, -2 + 20 * 0.8]))
+        near = path_between(np.array([7 + 0.8, -2 - 0.6]), np.array([7 - 0.8, -2 + 0.6]))
+        plot_latent_map(means, {"length": [1, 2, 3, 4]}, tmp_path / "map.png", [far, near])
+        axes = figures[0].axes[0]
+        turns, *tracks = [np.asarray(drawn.get_offsets()) for drawn in axes.collections]
+        np.testing.assert_allclose(turns, [[5, 0], [-5, 0], [0, 2], [0, -2]], atol=1e-12)
+        np.testing.assert_allclose(tracks[0], [[0, 0], [5, 0], [10, 0], [15, 0], [20, 0]], atol=1e-12)
+        np.testing.assert_allclose(tracks[1], [[0, 1], [0, 0.5], [0, 0], [0, -0.5], [0, -1]], atol=1e-12)
+        np.testing.assert_allclose(axes.lines[0].get_xydata(), tracks[0])
+        assert axes.get_xlim()[1] > 20
+        lightness = axes.collections[1].get_facecolors()[:, 0]
+        assert (lightness[0], lightness[-1]) == (1, 0)
+        assert (np.diff(lightness) < 0).all()
+
+    def test_have_their_ends_and_new_texts_between_written_beside_them(self, tmp_path: Path, figures: list[Any]) -> None:
+        plot_latent_map(MEANS, {"kind": KINDS}, tmp_path / "map.png", [path_between(MEANS[0], MEANS[1])])
+        drawn = [text for text, _ in labels_of(figures[0])]
+        assert drawn[0] == "the first"
+        assert drawn[1].startswith("the last one,")
+        assert drawn[1].endswith("…")
+        assert drawn[2:] == ["a $x_1$ b", "\\frac{1}{2}"]
+        assert not any(text.get_parse_math() for text in figures[0].axes[0].texts)
+        assert "white to black" in figures[0].axes[0].get_title(loc="left")
+
+    @pytest.mark.parametrize(("count", "seed"), [(1, 0), (8, 1)])
+    def test_have_labels_apart_from_each_other_and_inside(
+        self, tmp_path: Path, figures: list[Any], count: int, seed: int
+    ) -> None:
+        ends = np.random.default_rng(seed).choice(MEANS, (count, 2))
+        plot_latent_map(MEANS, {"length": LENGTHS, "kind": KINDS}, tmp_path / "m.png", [path_between(*pair) for pair in ends])
+        for panel in (0, 1):
+            labels, area = labels_of(figures[0], panel), figures[0].axes[panel].get_window_extent()
+            assert 2 * count <= len(labels) <= max(14, 2 * count)
+            for i, (_, box) in enumerate(labels):
+                assert area.x0 <= box.x0 < box.x1 <= area.x1
+                assert area.y0 <= box.y0 < box.y1 <= area.y1
+                assert not any(box.overlaps(other) for _, other in labels[:i])
+
+    def test_labels_stand_beside_their_points(self, tmp_path: Path, figures: list[Any]) -> None:
+        path = path_between(MEANS[0], MEANS[1], ["start", "end"])
+        plot_latent_map(MEANS, {"kind": KINDS}, tmp_path / "map.png", [path])
+        axes = figures[0].axes[0]
+        for (_, box), point in zip(labels_of(figures[0]), principal_components(MEANS).project(path.points_SZ), strict=True):
+            x, y = axes.transData.transform(point)
+            away = max(box.x0 - x, x - box.x1, box.y0 - y, y - box.y1)
+            assert 5 < away < 30
+
+    def test_cannot_be_more_than_fit(self, tmp_path: Path) -> None:
+        path = path_between(MEANS[0], MEANS[1])
+        with pytest.raises(UserError, match="0 to 8 paths"):
+            plot_latent_map(MEANS, {"kind": KINDS}, tmp_path / "map.png", [path] * 9)
+        with pytest.raises(UserError, match="24 points or fewer"):
+            plot_latent_map(MEANS, {"kind": KINDS}, tmp_path / "map.png", [path_between(MEANS[0], MEANS[1], ["x"] * 25)])
+        assert not list(tmp_path.iterdir())

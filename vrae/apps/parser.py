@@ -6,6 +6,7 @@ Built from the dataclasses of `vrae.config` and their docstrings; imports no tor
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from vrae.config import (
     DecodingConfig,
     EvaluateConfig,
     PrepareConfig,
+    ResponseConfig,
     RunConfig,
     SourceConfig,
 )
 from vrae.errors import UserError
 
 _DEMO = "vrae-demo"
+NESTED = ("data", "neighbours", "attributes")  # commands of two words
 
 
 def configs() -> dict[str, Path]:
@@ -74,9 +77,12 @@ def build_parser(chitchat: bool = False) -> ArgumentParser:
     prepare.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
     prepare.add_argument("--quiet", action="store_true", help="no progress bars")
 
-    data = ArgumentParser(usage="vrae data check SOURCE", description="Look at a source of dialogues.")
-    commands.add_subcommand("data", data, help="Inspect a source (data check SOURCE).")
-    kinds = data.add_subcommands(metavar="WHAT")
+    def group(name: str, help: str) -> Any:
+        parent = ArgumentParser(usage=f"vrae {name} WHAT ..", description=help)
+        commands.add_subcommand(name, parent, help=help)
+        return parent.add_subcommands(metavar="WHAT")
+
+    kinds = group("data", "Inspect a source (data check SOURCE).")
     check = add("check", "Read a source and report what would be kept, without writing.", "vrae data check chats.jsonl", kinds)
     _add_source(check, chitchat)
     check.add_argument("--json", action="store_true", help="print one JSON object")
@@ -93,48 +99,8 @@ def build_parser(chitchat: bool = False) -> ArgumentParser:
     train.add_argument("--dry_run", action="store_true", help="two steps, a validation and a checkpoint, to see that it works")
     train.add_argument("--quiet", action="store_true", help="no bar and no lines")
 
-    respond = add(
-        "respond",
-        "Several replies to a dialogue: its turns, oldest first.",
-        'vrae respond "Hi!" "Hello, how was your weekend?" -n 5',
-    )
-    respond.add_argument("turns", nargs="*", type=str, help="the dialogue; none or -: JSON lines from stdin")
-    _add_generation(respond, "replies to each dialogue")
-    sample = add("sample", "Turns drawn from the prior.", "vrae sample -n 5 --seed 1")
-    _add_generation(sample, "turns")
-    reconstruct = add("reconstruct", "Encode a turn and decode it again.", 'vrae reconstruct "how are you today?"')
-    reconstruct.add_argument("texts", nargs="*", type=str, help="turns; none or -: JSON lines from stdin")
-    _add_model(reconstruct)
-    interpolate = add(
-        "interpolate",
-        "The path between two turns in the latent space.",
-        'vrae interpolate "i am going home" "what?" --steps 7',
-    )
-    interpolate.add_argument("texts", nargs="*", type=str, help="two turns; none or -: JSON lines [a, b] from stdin")
-    interpolate.add_argument("--steps", type=int, default=7, help="points on the path, both ends included")
-    interpolate.add_argument("--method", type=str, default="slerp", help="slerp (great circle) or lerp (straight line)")
-    _add_model(interpolate)
-
-    score = add(
-        "score",
-        "What it takes to send a turn, in bits: its latent, the text given the latent, and the two bounds.",
-        'vrae score "how are you today?" --k 100',
-    )
-    score.add_argument("texts", nargs="*", type=str, help='turns; none or -: JSON lines {"text", "context": [..]} from stdin')
-    score.add_argument("--context", nargs="*", type=str, default=[], help="the turns before, oldest first")
-    score.add_argument("--k", type=int, default=100, help="draws of z for each turn")
-    score.add_argument("--seed", type=int, default=0, help="of the draws")
-    _add_model(score)
-    for name, help, example in (
-        ("compress", "Code a file of turns with bits-back, losslessly.", "vrae compress talk.txt --out talk.vrae"),
-        ("decompress", "Give back the file that was compressed.", "vrae decompress talk.vrae --out talk.txt"),
-    ):
-        coder = add(name, help, example)
-        coder.add_argument("file", type=str, help="the file to read")
-        coder.add_argument("--out", type=str, required=True, help="the file to write")
-        coder.add_argument("--quiet", action="store_true", help="no bar")
-        _add_model(coder)
-
+    _add_text_jobs(add)
+    _add_latent_jobs(add, group)
     evaluate = add(
         "evaluate",
         "Bounds, information, reconstructions, samples, paths and replies on held-out turns, as one report.",
@@ -155,6 +121,175 @@ def build_parser(chitchat: bool = False) -> ArgumentParser:
     info.add_argument("--model", type=str, default="", help="a model to describe")
     info.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _add_text_jobs(add: Callable[..., ArgumentParser]) -> None:
+    """Replies, and all that is done with sentences."""
+    respond = add(
+        "respond",
+        "Several replies to a dialogue: its turns, oldest first.",
+        'vrae respond "Hi!" "Hello, how was your weekend?" -n 5',
+    )
+    respond.add_argument("turns", nargs="*", type=str, help="the dialogue; none or -: JSON lines from --input or stdin")
+    respond.add_argument("--z", action="store_true", help="with --json, the latent of each reply too")
+    _add_input(respond, '[turn, ..] or {"context": [..]}')
+    _add_responses(respond, "replies to each dialogue")
+    chat = add("chat", "Talk with a model in the terminal; /help lists its commands.", "vrae chat --rank mmi")
+    _add_responses(chat, "replies are drawn to each line, of which the best is said and /n shows more")
+    sample = add("sample", "Turns drawn from the prior.", "vrae sample -n 5 --seed 1")
+    _add_generation(sample, "turns")
+    reconstruct = add("reconstruct", "Encode a turn and decode it again.", 'vrae reconstruct "how are you today?" -n 3')
+    reconstruct.add_argument("texts", nargs="*", type=str, help="turns; none or -: JSON lines from --input or stdin")
+    reconstruct.add_argument("-n", "--n", type=int, default=0, help="draws of the posterior to decode, besides its mean")
+    reconstruct.add_argument("--seed", type=int, default=None, help="the same seed, the same draws")
+    _add_input(reconstruct, '"turn" or {"text": ..}')
+    _add_model(reconstruct)
+    interpolate = add(
+        "interpolate",
+        "The path between two turns in the latent space. back: the cosine between a point and the mean of the posterior of its "
+        "text, and = where that text comes back word for word.",
+        'vrae interpolate "i am going home" "what?" --steps 7',
+    )
+    interpolate.add_argument("texts", nargs="*", type=str, help="two turns; none or -: JSON lines from --input or stdin")
+    interpolate.add_argument("--steps", type=int, default=7, help="points on the path, both ends included")
+    interpolate.add_argument("--method", type=str, default="slerp", help="slerp (great circle) or lerp (straight line)")
+    _add_context(interpolate)
+    _add_input(interpolate, '[a, b] or {"texts": [a, b], "context": [..]}')
+    _add_model(interpolate)
+    variations = add("variations", "More like this: texts from around a turn.", 'vrae variations "see you later" -n 5')
+    variations.add_argument("texts", nargs="*", type=str, help="turns; none or -: JSON lines from --input or stdin")
+    variations.add_argument("-n", "--n", type=int, default=5, help="how many for each turn")
+    variations.add_argument("--radius", type=float, default=0.5, help="how far, in prior standard deviations, above 0 to 10")
+    variations.add_argument("--seed", type=int, default=None, help="the same seed, the same texts")
+    _add_context(variations)
+    _add_input(variations, '"turn" or {"text": .., "context": [..]}')
+    _add_model(variations)
+    analogy = add(
+        "analogy",
+        "The turn at a - b + c: as a is to b, it is to c.",
+        'vrae analogy "are you going home?" "you are going home" "i like it"',
+    )
+    analogy.add_argument("texts", nargs="*", type=str, help="three turns; none or -: JSON lines from --input or stdin")
+    _add_input(analogy, '[a, b, c] or {"texts": [a, b, c]}')
+    _add_model(analogy)
+    score = add(
+        "score",
+        "What it takes to send a turn, in bits: its latent, the text given the latent, and the two bounds.",
+        'vrae score "how are you today?" --k 100',
+    )
+    score.add_argument("texts", nargs="*", type=str, help="turns; none or -: JSON lines from --input or stdin")
+    _add_context(score)
+    score.add_argument("--k", type=int, default=100, help="draws of z for each turn")
+    score.add_argument("--seed", type=int, default=0, help="of the draws")
+    _add_input(score, '"turn" or {"text": .., "context": [..]}')
+    _add_model(score)
+    for name, help, example in (
+        ("compress", "Code a file of turns with bits-back, losslessly.", "vrae compress talk.txt --out talk.vrae"),
+        ("decompress", "Give back the file that was compressed.", "vrae decompress talk.vrae --out talk.txt"),
+    ):
+        coder = add(name, help, example)
+        coder.add_argument("file", type=str, help="the file to read")
+        coder.add_argument("--out", type=str, required=True, help="the file to write")
+        coder.add_argument("--quiet", action="store_true", help="no bar")
+        _add_model(coder)
+
+
+def _add_latent_jobs(add: Callable[..., ArgumentParser], group: Callable[[str, str], Any]) -> None:
+    """The latent space itself: vectors, neighbours, directions, pictures."""
+    encode = add(
+        "encode",
+        "Means and log-variances of the posterior of each turn.",
+        "vrae encode --input turns.jsonl --out latents.npy",
+    )
+    encode.add_argument("texts", nargs="*", type=str, help="turns; none or -: JSON lines from --input or stdin")
+    encode.add_argument("--out", type=str, default="", help="a .npy of shape [2, turns, latent_size]: means, log-variances")
+    _add_context(encode)
+    _add_input(encode, '"turn" or {"text": .., "context": [..]}')
+    _add_model(encode)
+
+    neighbours = group("neighbours", "The turns of a corpus nearest to a sentence (neighbours build, neighbours query).")
+    build = add("build", "Index the turns of a corpus.", "vrae neighbours build --data corpus --out near", neighbours)
+    build.add_argument("--data", type=str, default="", help="a prepared corpus; default: the one the run was trained on")
+    build.add_argument("--split", type=str, default="train", help="train, validation or test")
+    build.add_argument("--out", type=str, required=True, help="folder to write")
+    build.add_argument("--overwrite", action="store_true", help="replace an index that is there")
+    build.add_argument("--quiet", action="store_true", help="no bar")
+    _add_model(build)
+    query = add("query", "The nearest turns.", 'vrae neighbours query "how are you?" --index near', neighbours)
+    query.add_argument("texts", nargs="*", type=str, help="sentences; none or -: JSON lines from --input or stdin")
+    query.add_argument("--index", type=str, required=True, help="folder that build wrote")
+    query.add_argument("-n", "--n", type=int, default=5, help="how many for each sentence")
+    query.add_argument("--measure", type=str, default="euclidean", help="euclidean or cosine")
+    query.add_argument("--probes", type=int, default=0, help="search so many cells by faiss, not exact; 0: all turns")
+    _add_input(query, '"sentence" or {"text": ..}')
+    _add_model(query)
+
+    attributes = group("attributes", "Directions that change a sentence's style (attributes learn, attributes move).")
+    learn = add(
+        "learn",
+        "A direction from two sets of sentences.",
+        "vrae attributes learn statements.txt questions.txt --out question.json",
+        attributes,
+    )
+    learn.add_argument("files", nargs="+", type=str, help="one labelled file, or two files of sentences, one a line")
+    learn.add_argument("--out", type=str, required=True, help="the JSON file to write")
+    learn.add_argument("--name", type=str, default="", help="of the attribute; default: that of --out")
+    _add_model(learn)
+    move = add(
+        "move",
+        "Sentences moved along an attribute.",
+        'vrae attributes move "you like tea" --attribute question.json',
+        attributes,
+    )
+    move.add_argument("texts", nargs="*", type=str, help="sentences; none or -: JSON lines from --input or stdin")
+    move.add_argument("--attribute", type=str, required=True, help="what learn wrote")
+    move.add_argument("--strength", type=float, default=1.0, help="1: as far as from one label's mean to the other's")
+    move.add_argument("--along", type=str, default="means", help="means (from mean to mean) or normal (straight at the border)")
+    _add_input(move, '"sentence" or {"text": ..}')
+    _add_model(move)
+
+    plot = add("plot", "A picture: map, rate, paths or training.", 'vrae plot map "hello" "see you tomorrow" --out map.png')
+    plot.add_argument("what", type=str, help="map, rate, paths or training")
+    plot.add_argument("texts", nargs="*", type=str, help="map and paths: sentences, each two the ends of a path")
+    plot.add_argument("--data", type=str, default="", help="a prepared corpus; default: the one the run was trained on")
+    for name, default, help in (
+        ("split", "test", "of the corpus"),
+        ("out", "", "the PNG file; default: the picture's name, here"),
+        ("by", "length", "what colours the map: length (in words) or kind (question or statement)"),
+        ("turns", 2000, "map and rate: an even sample of so many"),
+        ("steps", 7, "points on a path, both ends included"),
+        ("method", "slerp", "slerp (great circle) or lerp (straight line)"),
+        ("paths", 4, "without sentences, so many paths between turns of the corpus; map: 0 is none"),
+        ("seed", 0, "of what is drawn"),
+    ):
+        plot.add_argument(f"--{name}", type=type(default), default=default, help=help)
+    _add_model(plot)
+
+
+def _add_input(parser: ArgumentParser, form: str) -> None:
+    parser.add_argument("--input", type=str, default="", help=f"a file of JSON lines: {form}".replace("%", "%%"))
+
+
+def _add_context(parser: ArgumentParser) -> None:
+    parser.add_argument("--context", nargs="*", type=str, default=[], help="the turns before, oldest first")
+
+
+def _add_responses(parser: ArgumentParser, what: str) -> None:
+    _add_flat(parser, ResponseConfig)
+    parser.add_argument(
+        "--background",
+        type=str,
+        default="",
+        help="with --rank mmi: a model of context_turns 0 for log p(reply)",
+    )
+    _add_generation(parser, what)
+
+
+def _add_flat(parser: ArgumentParser, cls: type) -> None:
+    """The settings of a class without its name before them."""
+    for field in dataclasses.fields(cls):
+        default = getattr(cls(), field.name)
+        parser.add_argument(f"--{field.name}", type=type(default), default=default, help=_help(cls, field.name))
 
 
 def _add_source(parser: ArgumentParser, chitchat: bool) -> None:
@@ -183,9 +318,7 @@ def _add_model(parser: ArgumentParser) -> None:
 def _add_generation(parser: ArgumentParser, what: str) -> None:
     parser.add_argument("-n", "--n", type=int, default=5, help=f"how many {what}")
     parser.add_argument("--seed", type=int, default=None, help="the same seed, the same text")
-    for field in dataclasses.fields(DecodingConfig):
-        default = getattr(DecodingConfig(), field.name)
-        parser.add_argument(f"--{field.name}", type=type(default), default=default, help=_help(DecodingConfig, field.name))
+    _add_flat(parser, DecodingConfig)
     _add_model(parser)
 
 

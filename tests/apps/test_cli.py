@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vrae.apps.cli import main
@@ -25,12 +26,14 @@ TINY = [
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a corpus and a run, made by the commands themselves."""
+    """A folder with a corpus and two runs, of a responder and of a language model, made by the commands themselves."""
     folder = tmp_path_factory.mktemp("cli")
     source = str(ROOT / "data" / "smalltalk.txt")
     prepared = ["--out", str(folder / "corpus"), "--vocab_size", "400", "--validation_percent", "20", "--quiet"]
     assert main(["prepare", source, *prepared]) == 0
     assert main(["train", "--data", str(folder / "corpus"), "--out", str(folder / "run"), *TINY]) == 0
+    alone = ["--model.context_turns=0", "--model.latent_size=0"]
+    assert main(["train", "--data", str(folder / "corpus"), "--out", str(folder / "language"), *TINY, *alone]) == 0
     return folder
 
 
@@ -116,6 +119,120 @@ def test_score_adds_up_the_bits_of_a_turn_given_its_context(
     assert "stdin:3" in str(bad["error"])
 
 
+def test_respond_ranks_and_spreads_and_shows_latents(
+    workspace: Path, model: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_text('["hello"]\n{"context": ["hello", "hi"]}\n{"turns": "thanks"}\n')
+    asked = ["respond", "--input", str(tmp_path / "in.jsonl"), "-n", "2", "--seed", "1", "--temperature", "1", *model]
+    assert main([*asked, "--rank", "mmi", "--candidates", "3", "--latents", "spread", "--min_p", "0.01", "--z"]) == 0
+    found = lines(capsys.readouterr().out)
+    assert [line["context"] for line in found] == [["hello"], ["hello", "hi"], ["thanks"]]
+    for line in found:
+        assert isinstance(line["replies"], list)
+        scores = [reply["score"] for reply in line["replies"]]
+        assert scores == sorted(scores, reverse=True)
+        assert all(len(reply["z"]) == 6 for reply in line["replies"])
+    assert main([*asked, "--rank", "mmi", "--background", str(workspace / "language")]) == 0
+    other = lines(capsys.readouterr().out)
+    assert [line["context"] for line in other] == [line["context"] for line in found]
+    assert other != found
+
+
+def test_variations_and_analogies(model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["variations", "hello", "thanks", "-n", "2", "--radius", "3", "--seed", "1", "--json", *model]) == 0
+    found = lines(capsys.readouterr().out)
+    assert [line["text"] for line in found] == ["hello", "thanks"]
+    assert isinstance(found[0]["variations"], list)
+    assert all(set(one) == {"text", "log_prob"} for line in found for one in line["variations"])  # type: ignore[attr-defined]
+    assert main(["analogy", "hello", "thanks", "thanks", "--json", *model]) == 0
+    (result,) = lines(capsys.readouterr().out)
+    assert result["texts"] == ["hello", "thanks", "thanks"]
+    assert main(["reconstruct", "hello", "--json", *model]) == 0
+    (whole,) = lines(capsys.readouterr().out)
+    assert result["text"] == whole["reconstruction"]
+
+
+def test_reconstruct_gives_posterior_samples_where_they_are_asked_for(
+    model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reconstruct", "hello", "-n", "3", "--seed", "1", "--json", *model]) == 0
+    (result,) = lines(capsys.readouterr().out)
+    assert isinstance(result["samples"], list)
+    assert len(result["samples"]) == 3
+
+
+def test_encode_gives_the_same_as_json_and_as_an_array(
+    model: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_text('"hello"\noops\n{"text": "thanks", "context": ["hi"]}\n')
+    assert main(["encode", "--input", str(tmp_path / "in.jsonl"), *model]) == 1
+    first, bad, second = lines(capsys.readouterr().out)
+    assert "in.jsonl:2" in str(bad["error"])
+    out = tmp_path / "latents.npy"
+    assert main(["encode", "--input", str(tmp_path / "in.jsonl"), "--out", str(out), *model]) == 1
+    printed = capsys.readouterr()
+    assert "in.jsonl:2" in printed.err
+    assert printed.out == ""
+    means_NZ, log_vars_NZ = np.load(out)
+    assert means_NZ.dtype == np.float32
+    assert np.isnan(means_NZ[1]).all()
+    for row, line in ((0, first), (2, second)):
+        assert means_NZ[row] == pytest.approx(line["mean"])
+        assert log_vars_NZ[row] == pytest.approx(line["log_var"])
+
+
+def test_neighbours_are_built_and_queried(
+    workspace: Path, model: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    near = str(tmp_path / "near")
+    assert main(["neighbours", "build", "--out", near, "--json", "--quiet", *model]) == 0
+    (counts,) = lines(capsys.readouterr().out)
+    assert counts["turns"] <= counts["occurrences"]  # type: ignore[operator]
+    assert main(["neighbours", "query", "hello", "--index", near, "-n", "3", "--json", *model]) == 0
+    (result,) = lines(capsys.readouterr().out)
+    assert isinstance(result["neighbours"], list)
+    assert [set(one) for one in result["neighbours"]] == [{"text", "distance", "count", "dialogue", "turn"}] * 3
+    assert main(["neighbours", "build", "--out", near, "--quiet", *model]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_attributes_are_learnt_and_sentences_moved_along_them(
+    model: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, labelled: bool
+) -> None:
+    sides = {"statement": ["hello you", "it is good", "thanks", "i am fine", "yes it is"]}
+    sides["question"] = ["how are you", "what is it", "who is there", "when", "why not"]
+    for label, texts in sides.items():
+        (tmp_path / f"{label}.txt").write_text("\n".join(texts) + "\n")
+    rows = [json.dumps({"text": text, "label": label}) for label, texts in sides.items() for text in texts]
+    (tmp_path / "both.jsonl").write_text("\n".join(rows))
+    files = ["both.jsonl"] if labelled else ["question.txt", "statement.txt"]
+    learnt = str(tmp_path / "style.json")
+    assert main(["attributes", "learn", *(str(tmp_path / file) for file in files), "--out", learnt, "--json", *model]) == 0
+    (result,) = lines(capsys.readouterr().out)
+    assert (result["name"], result["labels"], result["sentences"]) == ("style", ["question", "statement"], [5, 5])
+    assert main(["attributes", "move", "hello", "--attribute", learnt, "--strength", "2", "--json", *model]) == 0
+    (moved,) = lines(capsys.readouterr().out)
+    assert set(moved) == {"text", "moved", "before", "after"}
+    assert main(["attributes", "learn", "a", "b", "c", "--out", learnt, *model]) == 2
+    assert "Got 3" in capsys.readouterr().err
+
+
+def test_plot_draws(model: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "paths.png"
+    assert main(["plot", "paths", "hello", "thanks", "--out", str(out), "--json", *model]) == 0
+    assert lines(capsys.readouterr().out) == [{"picture": str(out)}]
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_chat_answers_lines(model: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\nhow are you\n"))
+    assert main(["chat", "--seed", "1", "--json", *model]) == 0
+    first, second = lines(capsys.readouterr().out)
+    assert first["context"] == ["hello"]
+    assert second["context"] == [first["reply"], "how are you"]
+
+
 def test_compress_and_decompress_give_the_file_back(
     model: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,6 +282,19 @@ BAD = {
     "no such model": (["sample", "--model", "nowhere"], "nowhere: no such folder"),
     "not a corpus": (["train", "--data", "nowhere", "--out", "x"], "nowhere: not a prepared corpus"),
     "no such config": (["train", "--config", "nope", "--data", "a", "--out", "b"], "--config nope: no such file"),
+    "background without mmi": (
+        ["respond", "hi", "--background", "x", "--model", "RUN"],
+        "--background x: is read by --rank mmi alone",
+    ),
+    "no such rank": (["respond", "hi", "--rank", "x", "--model", "RUN"], "rank must be one of likelihood"),
+    "no such latents": (["chat", "--latents", "x", "--model", "RUN"], "latents must be one of independent"),
+    "too many beams": (["respond", "hi", "--beams", "65", "--model", "RUN"], "beams must be in [0, 64]. Got 65"),
+    "no input": (["encode", "--input", "gone.jsonl", "--model", "RUN"], "--input gone.jsonl: cannot read"),
+    "two turns for an analogy": (["analogy", "a", "b", "--model", "RUN"], "analogy takes three turns, a - b + c. Got 2"),
+    "radius": (["variations", "a", "--radius", "-1", "--model", "RUN"], "radius must be above 0 and at most 10. Got -1.0"),
+    "no index": (["neighbours", "query", "a", "--index", "gone", "--model", "RUN"], "--index gone: no index"),
+    "no attribute": (["attributes", "move", "a", "--attribute", "gone", "--model", "RUN"], "gone"),
+    "no such picture": (["plot", "x", "--model", "RUN"], "plot x: draws map, rate, paths or training"),
     "no such source": (["data", "check", "nowhere.txt"], "nowhere.txt"),
     "value out of range": (
         ["train", "--data", "a", "--out", "b", "--model.latent_size", "-3"],
@@ -181,11 +311,11 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_gets_one_line_and_exit_code_2(
-    case: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, workspace: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments, expected = BAD[case]
-    assert main(arguments) == 2
+    assert main([str(workspace / "run") if argument == "RUN" else argument for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert expected in error
     assert error.startswith("vrae: ")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import random_windows, tiny_model
 
 from vrae.corpus.batches import collate
 from vrae.evaluation.turns import Turns, join_turns, measure_batch
@@ -26,10 +26,6 @@ KINDS: dict[str, dict[str, Any]] = {
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
-def windows(context_turns: int, vocab_size: int) -> list[Window]:
-    return random_windows(9, context_turns, vocab_size)
-
-
 def same(one: Turns, other: Turns, tolerance: float = 1e-11) -> bool:
     return all(np.allclose(a, b, rtol=0, atol=tolerance, equal_nan=True) for a, b in zip(one, other, strict=True))
 
@@ -38,7 +34,7 @@ class TestBatched:
     @pytest.mark.parametrize("k", [0, 3])
     @each_kind
     def test_is_alone(self, kind: dict[str, Any], k: int) -> None:
-        model, turns = tiny_model(**kind), windows(kind["context_turns"], 23)
+        model, turns = tiny_model(**kind), random_windows(9, kind["context_turns"])
         numbers_B = np.array([40, 3, 77, 1, 2, 9, 1000, 8, 500])
         together = measure_batch(model, numbers_B, collate(turns, kind["context_turns"]), k=k, seed=4)
         for i in range(9):
@@ -49,7 +45,7 @@ class TestBatched:
     def test_is_the_same_however_many_draws_are_side_by_side(
         self, kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        model, batch = tiny_model(**kind), collate(windows(kind["context_turns"], 23), kind["context_turns"])
+        model, batch = tiny_model(**kind), collate(random_windows(9, kind["context_turns"]), kind["context_turns"])
         whole = measure_batch(model, np.arange(9), batch, k=7, seed=4)
         for at_once in (1, 2, 3, 6):
             monkeypatch.setattr(bound, "_TOKENS", {"cpu": at_once * batch.tokens})
@@ -57,7 +53,7 @@ class TestBatched:
 
     def test_draws_nothing_twice(self) -> None:
         # From the same draws the weighted estimate would be the same for posterior = prior; here the streams differ.
-        model, batch = tiny_model(), collate(windows(0, 23), 0)
+        model, batch = tiny_model(), collate(random_windows(9, 0), 0)
         with torch.no_grad():
             model.posterior.out.weight.zero_()  # type: ignore[union-attr, operator]
             model.posterior.out.bias.zero_()  # type: ignore[union-attr, operator]
@@ -68,7 +64,7 @@ class TestBatched:
 
     @each_kind
     def test_weighted_estimate_of_one_draw_is_the_bound_at_it(self, kind: dict[str, Any]) -> None:
-        model, batch = tiny_model(**kind), collate(windows(kind["context_turns"], 23), kind["context_turns"])
+        model, batch = tiny_model(**kind), collate(random_windows(9, kind["context_turns"]), kind["context_turns"])
         with torch.no_grad():
             inferred = model.infer(batch)
             noise = Noise([6, 0], np.arange(9)).draw(1, inferred.posterior.noise_size).double()
@@ -83,7 +79,7 @@ class TestBatched:
             assert found.rate_NZ.sum(-1) == pytest.approx(ratio_B.numpy(), abs=1e-11)
 
     def test_rate_between_gaussians_is_exact(self) -> None:
-        model, turns = tiny_model(context_turns=2), windows(2, 23)
+        model, turns = tiny_model(context_turns=2), random_windows(9, 2)
         batch = collate(turns, 2)
         with torch.no_grad():
             q, p = (
@@ -97,7 +93,7 @@ class TestBatched:
 
     @pytest.mark.parametrize("k", [1, 50])
     def test_without_latent_every_estimate_is_the_log_likelihood(self, k: int) -> None:
-        model, batch = tiny_model(context_turns=2, latent_size=0), collate(windows(2, 23), 2)
+        model, batch = tiny_model(context_turns=2, latent_size=0), collate(random_windows(9, 2), 2)
         with torch.no_grad():
             nats_B = -model.log_prob(batch, torch.zeros(9, 0, dtype=torch.float64), model.condition(batch)[1])
         found = measure_batch(model, np.arange(9), batch, k=k, seed=0)
@@ -107,14 +103,14 @@ class TestBatched:
         assert found.rate_NZ.shape == found.offsets_NZ.shape == (9, 0)
 
     def test_offsets_are_those_from_the_prior_of_the_context(self) -> None:
-        model, batch = tiny_model(context_turns=2), collate(windows(2, 23), 2)
+        model, batch = tiny_model(context_turns=2), collate(random_windows(9, 2), 2)
         with torch.no_grad():
             q, p, _ = model.infer(batch)
         found = measure_batch(model, np.arange(9), batch, k=0, seed=0)
         assert found.offsets_NZ == pytest.approx(((q.mean_BZ - p.mean_BZ) / (p.log_var_BZ / 2).exp()).numpy(), abs=1e-12)
 
     def test_counts_end_marks(self) -> None:
-        turns = windows(0, 23)
+        turns = random_windows(9, 0)
         found = measure_batch(tiny_model(), np.arange(9), collate(turns, 0), k=0, seed=0)
         assert found.tokens_N.tolist() == [len(window.target) + 1 for window in turns]
         assert all(np.isnan(values).all() for values in found[5:])
@@ -122,7 +118,7 @@ class TestBatched:
 
 class TestJoining:
     def test_puts_turns_in_the_order_of_the_split(self) -> None:
-        model, turns = tiny_model(), windows(0, 23)
+        model, turns = tiny_model(), random_windows(9, 0)
         numbers_B = np.array([5, 2, 8, 0, 1, 7, 3, 6, 4])
         whole = measure_batch(model, numbers_B, collate(turns, 0), k=2, seed=0)
         parts = [Turns(*(value[rows] for value in whole)) for rows in (slice(6, 9), slice(0, 2), slice(2, 6))]

@@ -19,7 +19,7 @@ from vrae.corpus.batches import Window, collate
 from vrae.corpus.prepared import Corpus, prepare
 from vrae.errors import DataError, ModelError, UserError
 from vrae.files import check_folder, write_folder
-from vrae.generation.neighbours import Index, Neighbour, Turn, corpus_turns, fingerprint
+from vrae.generation.neighbours import Index, Neighbour, Turn, corpus_turns
 from vrae.generation.text_model import TextModel
 from vrae.generation.vector_search import distance
 
@@ -265,7 +265,7 @@ class TestFolder:
 
     def test_of_another_model_is_refused(self, make: MakeModel, model: TextModel, folder: Path) -> None:
         other = make()
-        assert fingerprint(other) == fingerprint(model)
+        assert other.fingerprint() == model.fingerprint()
         with torch.no_grad():
             other.model.decoder.out.bias[7] += 1e-3
         for unlike in (other, make(seed=1), make(latent_size=4)):

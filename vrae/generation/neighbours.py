@@ -15,7 +15,6 @@ Shape legend: N distinct turns, Z latent, Q queries.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-import safetensors.torch
 from tqdm import tqdm
 
 from vrae.config import BatchConfig
@@ -34,7 +32,6 @@ from vrae.errors import DataError, ModelError, UserError
 from vrae.files import check_folder, to_json, write_folder
 from vrae.generation.text_model import MAX_CHARACTERS, TextModel, in_range
 from vrae.generation.vector_search import LARGEST, Measure, VectorSearch, sound
-from vrae.model.folder import weights
 
 FORMAT = 1
 INFO, VECTORS, TURNS, TEXTS = "index.json", "vectors.npy", "turns.npy", "texts.txt"
@@ -164,7 +161,7 @@ class Index:
             UserError: the folder holds something and `overwrite` is false, or it cannot be written.
         """
         folder = Path(folder)
-        info = {"format": FORMAT, "model": fingerprint(self.model), "source": self.source}
+        info = {"format": FORMAT, "model": self.model.fingerprint(), "source": self.source}
         try:
             replaced = overwrite and (folder / INFO).is_file()  # anything but an index is never replaced
             if folder.exists() and not replaced and not (folder.is_dir() and not any(folder.iterdir())):
@@ -202,7 +199,7 @@ class Index:
             raise DataError(f"--index {folder}: cannot read {name} ({what:.120}). {remedy}") from None
         if version != FORMAT:
             raise DataError(f"--index {folder}: index format {version!r:.40}, this vrae reads {FORMAT}. {remedy}")
-        if built_with != fingerprint(model):
+        if built_with != model.fingerprint():
             raise ModelError(f"--index {folder}: was built with another model. Pass that one, or build an index of this one")
         return cls(model, vectors_NZ, records_N, texts, source, f"--index {folder}")
 
@@ -269,13 +266,6 @@ def corpus_turns(corpus: Corpus, split: str, max_tokens: int) -> Iterator[Turn]:
             ids = chosen.turn(place)
             if len(ids) <= max_tokens and len(text := corpus.tokenizer.decode(ids)) <= MAX_CHARACTERS:
                 yield Turn(text, dialogue, place - start)
-
-
-def fingerprint(model: TextModel) -> str:
-    """sha256 of what posterior means depend on: weights and tokenizer."""
-    digest = hashlib.sha256(safetensors.torch.save(weights(model.model)))
-    digest.update(model.tokenizer.model)
-    return digest.hexdigest()
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -8,11 +8,13 @@ Shape legend: B texts, T tokens, Z latent, C context state, X noise numbers of a
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ from vrae.corpus.tokenizer import Tokenizer
 from vrae.errors import ModelError, UserError
 from vrae.generation.decoding import Decoded, decode
 from vrae.model.bound import Noise, draw
+from vrae.model.folder import weights
 from vrae.model.gaussian import Density, join
 from vrae.model.vrae import VRAE, Inferred
 
@@ -112,6 +115,12 @@ class TextModel:
                 inferred = self.model.infer(batch)
                 values += draw(self.model, batch, inferred, inferred.posterior, k, noise).log_mean_B.tolist()
         return values
+
+    def fingerprint(self) -> str:
+        """sha256 of what a latent means to this model: its weights and tokenizer."""
+        digest = hashlib.sha256(safetensors.torch.save(weights(self.model)))
+        digest.update(self.tokenizer.model)
+        return digest.hexdigest()
 
     @torch.inference_mode()
     def decode(self, z_BZ: Tensor, context_BC: Tensor, noise_BT: Tensor | None, config: DecodingConfig) -> list[Decoded]:

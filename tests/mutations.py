@@ -156,6 +156,62 @@ MUTATIONS = [
         "noise_SBZ",
         "tests/training/test_trainer.py",
     ),
+    Mutation(
+        "beam search gives up while a longer text could still win",
+        "vrae/generation/decoding.py",
+        "(score_RW[:, 0] / longest)",
+        "(score_RW[:, 0] / length**config.length_penalty)",
+        "tests/generation/test_decoding.py",
+    ),
+    Mutation(
+        "an n-gram may repeat at the very end",
+        "vrae/generation/decoding.py",
+        "if 0 < ngram <= T:",
+        "if 0 < ngram < T:",
+        "tests/generation/test_decoding.py",
+    ),
+    Mutation(
+        "anti-dullness adds what it should subtract",
+        "vrae/generation/responses.py",
+        "given - responses.mmi_weight * free",
+        "given + responses.mmi_weight * free",
+        "tests/generation/test_responses.py",
+    ),
+    Mutation(
+        "anti-dullness subtracts the evidence with the context",
+        "vrae/generation/responses.py",
+        "[Window([], target.target, []) for target in targets]",
+        "targets",
+        "tests/generation/test_responses.py",
+    ),
+    Mutation(
+        "strata are the same in all dimensions",
+        "vrae/generation/responses.py",
+        "order = rng.permuted(np.tile(np.arange(many)[:, None], (1, prior.noise_size)), axis=0)",
+        "order = np.tile(rng.permutation(many)[:, None], (1, prior.noise_size))",
+        "tests/generation/test_responses.py",
+    ),
+    Mutation(
+        "all contexts get the noise of the first",
+        "vrae/generation/responses.py",
+        "digest(windows[b])] for b in rows",
+        "digest(windows[0])] for b in rows",
+        "tests/generation/test_responses.py tests/generation/test_pipeline.py",
+    ),
+    Mutation(
+        "a radius forgets the number of dimensions",
+        "vrae/generation/latent.py",
+        "radius * len(centre_Z) ** 0.5 * scale_Z",
+        "radius * scale_Z",
+        "tests/generation/test_latent.py tests/generation/test_pipeline.py",
+    ),
+    Mutation(
+        "an analogy adds b",
+        "vrae/generation/pipeline.py",
+        "means_3Z[0] - means_3Z[1] + means_3Z[2]",
+        "means_3Z[0] + means_3Z[1] + means_3Z[2]",
+        "tests/generation/test_pipeline.py",
+    ),
 ]
 
 

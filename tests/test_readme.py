@@ -1,4 +1,4 @@
-"""The README's commands and examples run as they stand there (the demo shortened, and without installing)."""
+"""The commands and examples of README and guide run as they stand there (the demo shortened, and without installing)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from vrae.apps.cli import main
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
 
 
-def blocks(mark: str) -> list[str]:
+def blocks(mark: str, page: str = README) -> list[str]:
     """The fenced blocks that follow `<!-- mark -->`."""
-    return re.findall(rf"<!-- {mark} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    return re.findall(rf"<!-- {mark} -->\n```\w+\n(.*?)```", page, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """One shell line, with `vrae` being the package under test."""
-    command = re.sub(r"(^|\| )vrae ", rf"\1{shlex.quote(sys.executable)} -m vrae ", command)
+    command = re.sub(r"(^|\| )vrae (?=\w)", rf"\1{shlex.quote(sys.executable)} -m vrae ", command)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -45,6 +48,22 @@ def test_command_runs(command: str, workspace: Path) -> None:
     done = run(command, workspace)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("block", blocks("run", GUIDE), ids=lambda block: " ".join(block.split()[:3]))
+def test_commands_of_the_guide_run(
+    block: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, but for what needs a shell."""
+    monkeypatch.chdir(workspace)
+    for command in block.splitlines():
+        if re.search("[|>]", command):
+            done = run(command, workspace)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.strip() or " > " in command
+        else:
+            assert main(shlex.split(command)[1:]) == 0
+            assert capsys.readouterr().out.strip()
 
 
 def test_python_example_runs(workspace: Path) -> None:

@@ -61,7 +61,7 @@ def latents_of(pipeline: Pipeline, n: int, how: str, seed: int = 0) -> np.ndarra
     """[n, Z], of replies of which none is left out, in units of the prior."""
     window = pipeline.windows([""], [DIALOGUE])
     prior, context_BC = pipeline.condition(window)
-    drawn = responses_module._draw(pipeline, prior, context_BC, n, [[seed, 0, 1]], WILD, how)
+    drawn = responses_module.draw_texts(pipeline, prior, context_BC, n, [[seed, 0, 1]], WILD, how)
     z_NZ = np.array([z for _, z in drawn[0]])
     mean_Z, deviation_Z = prior.mean_BZ[0].numpy(), (0.5 * prior.log_var_BZ[0]).exp().numpy()
     scaled: np.ndarray = (z_NZ - mean_Z) / deviation_Z
@@ -78,7 +78,8 @@ class TestLatents:
         z_NZ = latents_of(make(), 20, "stratified")
         shares_NZ = torch.special.ndtr(torch.from_numpy(z_NZ)).numpy()
         assert (np.sort((shares_NZ * 20).astype(int), axis=0) == np.arange(20)[:, None]).all()
-        assert not np.allclose(np.corrcoef(z_NZ.T), 1)  # the dimensions are not sorted alike
+        likeness_ZZ = np.corrcoef(z_NZ.T) - np.eye(8)
+        assert np.abs(likeness_ZZ).max() < 0.9  # the dimensions are not sorted alike
 
     @pytest.mark.parametrize("how", LATENTS[:2])
     def test_of_a_reply_by_itself_are_distributed_as_the_prior(self, make: Make, how: str) -> None:

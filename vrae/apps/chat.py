@@ -275,6 +275,7 @@ class _Face:
         saved = free.bits_iw - chosen.bits_iw
         parts_of = "latent + text = total; iw: tighter bound; alone: iw" if latent else "the model has no latent; alone: text"
         self._note(f"bits: {parts_of} without the context")
+        self._note("score: what the replies are ordered by, in nats")
         self._note(f"* is the reply: the context makes it {abs(saved):.1f} bits {'cheaper' if saved >= 0 else 'dearer'}")
         if latent and min(chosen.effective_samples, free.effective_samples) < _ROUGH:
             self._note(f"its iw or alone is rough: fewer than {_ROUGH} of {_DRAWS} draws of the latent count")

@@ -78,10 +78,13 @@ class Index:
         DataError: the arrays are not of such a form, or do not fit together.
 
     Example:
-        >>> model = vrae.load("vrae-demo/model")
-        >>> index = Index.of_corpus(model, Corpus("vrae-demo/corpus"), "train")
-        >>> index.save("neighbours")
-        >>> [found.text for found in Index.load("neighbours", model).query(["how are you?"], 5)[0]]
+        >>> import tempfile, vrae
+        >>> from vrae.generation.neighbours import Index
+        >>> model, folder = vrae.load("vrae-demo/model"), tempfile.mkdtemp()
+        >>> Index.of_corpus(model, vrae.Corpus("vrae-demo/corpus"), "test").save(folder)
+        >>> near = Index.load(folder, model).query(["how are you?"], 5)[0]
+        >>> len(near), near[0].distance <= near[-1].distance
+        (5, True)
     """
 
     def __init__(

@@ -71,13 +71,14 @@ def respond(
         raise UserError(f"n * candidates must be at most {MAX_CANDIDATES}. Got {n} * {responses.candidates}")
     prior, context_BC = model.condition(windows)
     found: list[list[_Candidate]] = [[] for _ in windows]
-    for attempt in range(_ROUNDS):
+    by_chance = model.model.config.latent_size or not (decoding.beams or decoding.temperature == 0)
+    for attempt in range(_ROUNDS if by_chance else 1):  # what is not left to chance comes out the same again
         rows = [b for b, candidates in enumerate(found) if len(candidates) < wanted]
         if not rows:
             break
         keys = [[seed, attempt, digest(windows[b])] for b in rows]
         places = torch.tensor(rows, device=context_BC.device)
-        drawn = _draw(model, select(prior, places), context_BC[places], wanted, keys, decoding, responses.latents)
+        drawn = draw_texts(model, select(prior, places), context_BC[places], wanted, keys, decoding, responses.latents)
         for b, texts in zip(rows, drawn, strict=True):
             for decoded, z in texts:
                 if len(found[b]) < wanted:
@@ -90,7 +91,7 @@ def respond(
 
 
 @torch.inference_mode()
-def _draw(
+def draw_texts(
     model: TextModel,
     prior: Density,
     context_BC: Tensor,

@@ -427,8 +427,9 @@ class ResponseConfig:
     """How several replies to one context are found and ordered.
 
     Args:
-        latents: how their latents are drawn from p(z | context): `independent`; `stratified`, one from each of equal parts of
-            every dimension (McKay et al. 1979); `spread`, far from each other, chosen among 8 times as many.
+        latents: how their latents are drawn from p(z | context): `stratified`, one from each of equal parts of every dimension
+            (McKay et al. 1979), by itself each is distributed as the prior; `independent`; `spread`, far from each other,
+            chosen among 8 times as many.
         rank: what replies are ordered by: `likelihood`, log p(reply | z, context) at the reply's own z;
             `importance_weighted`, log p(reply | context), bounded with rank_samples draws (Burda et al. 2016); `mmi`, the same
             less mmi_weight times log p(reply) without the context, which is high for what could be said anywhere (Li et al.
@@ -440,7 +441,7 @@ class ResponseConfig:
             letters and digits alone.
     """
 
-    latents: Literal["independent", "stratified", "spread"] = "independent"
+    latents: Literal["stratified", "independent", "spread"] = "stratified"
     rank: Literal["likelihood", "importance_weighted", "mmi"] = "likelihood"
     mmi_weight: float = 0.5
     rank_samples: int = 20

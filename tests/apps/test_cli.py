@@ -287,7 +287,7 @@ BAD = {
         "--background x: is read by --rank mmi alone",
     ),
     "no such rank": (["respond", "hi", "--rank", "x", "--model", "RUN"], "rank must be one of likelihood"),
-    "no such latents": (["chat", "--latents", "x", "--model", "RUN"], "latents must be one of independent"),
+    "no such latents": (["chat", "--latents", "x", "--model", "RUN"], "latents must be one of stratified"),
     "too many beams": (["respond", "hi", "--beams", "65", "--model", "RUN"], "beams must be in [0, 64]. Got 65"),
     "no input": (["encode", "--input", "gone.jsonl", "--model", "RUN"], "--input gone.jsonl: cannot read"),
     "two turns for an analogy": (["analogy", "a", "b", "--model", "RUN"], "analogy takes three turns, a - b + c. Got 2"),

@@ -271,7 +271,7 @@ class TestLimits:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"latents": "odd"}, "latents must be one of independent, stratified, spread. Got 'odd'"),
+            ({"latents": "odd"}, "latents must be one of stratified, independent, spread. Got 'odd'"),
             ({"rank": "odd"}, "rank must be one of likelihood, importance_weighted, mmi. Got 'odd'"),
             ({"mmi_weight": 1.5}, r"mmi_weight must be in \[0, 1\]. Got 1.5"),
             ({"min_change": -0.1}, r"min_change must be in \[0, 1\]. Got -0.1"),

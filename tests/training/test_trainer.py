@@ -416,7 +416,7 @@ class TestLearning:
     def test_takes_turns_longer_than_a_user_may_type(
         self, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("vrae.generation.pipeline.MAX_CHARACTERS", 9)
+        monkeypatch.setattr("vrae.generation.text_model.MAX_CHARACTERS", 9)
         monkeypatch.setattr(trainer, "MAX_CHARACTERS", 9)
         assert fit(tmp_path / "run", corpus, model=dict(context_turns=1)).step == 20
 

@@ -15,7 +15,7 @@ import torch
 
 from vrae import __version__
 from vrae.apps.plots import plot_latent_map, plot_rate_per_dimension, plot_training
-from vrae.config import BatchConfig, DecodingConfig, EvaluateConfig
+from vrae.config import BatchConfig, DecodingConfig, EvaluateConfig, ResponseConfig
 from vrae.corpus.batches import Windows
 from vrae.corpus.prepared import Corpus
 from vrae.distributed import first
@@ -191,6 +191,8 @@ def _paths(pipeline: Pipeline, corpus: Corpus, judge: Pipeline | None, config: E
     for name, perplexity_ in (("inner", quality.forward), ("given", quality.forward_given)):
         if perplexity_:
             found.append(Figure(f"paths_{name}_forward_perplexity", perplexity_.value, "per token", perplexity_.error))
+    order = quality.monotony.rank_correlation
+    found.append(Figure("paths_rank_correlation", order.value, "t and distance, Spearman", order.error))
     return Section("Interpolation", found, [f"{config.paths} pairs of turns of 2 to 8 tokens, 7 points, slerp, greedy."])
 
 
@@ -202,7 +204,8 @@ def _replies(pipeline: Pipeline, windows: Windows, corpus: Corpus, config: Evalu
     chosen = with_context[np.linspace(0, len(with_context) - 1, min(config.contexts, len(with_context))).astype(np.int64)]
     starts = dict(zip(windows.target_N.tolist(), windows.start_N.tolist(), strict=True))
     contexts = [[decode(split.turn(i)) for i in range(max(starts[turn], turn - K), turn)] for turn in chosen.tolist()]
-    answers = pipeline.respond_many(contexts, config.replies, seed=config.seed, decoding=decoding)
+    plain = ResponseConfig(latents="independent", min_change=0.0)  # the model's own replies, of which no two are the same
+    answers = pipeline.respond_many(contexts, config.replies, seed=config.seed, decoding=decoding, responses=plain)
     pairs = [
         Replies([decode(split.turn(turn))], [reply.text for reply in found])
         for turn, found in zip(chosen.tolist(), answers, strict=True)

@@ -134,8 +134,9 @@ def _add_text_jobs(add: Callable[..., ArgumentParser]) -> None:
     respond.add_argument("--z", action="store_true", help="with --json, the latent of each reply too")
     _add_input(respond, '[turn, ..] or {"context": [..]}')
     _add_responses(respond, "replies to each dialogue")
-    chat = add("chat", "Talk with a model in the terminal; /help lists its commands.", "vrae chat --rank mmi")
+    chat = add("chat", "Talk with a model in the terminal; /help lists its commands.", "vrae chat --seed 1")
     _add_responses(chat, "replies are drawn to each line, of which the best is said and /n shows more")
+    chat.set_defaults({"rank": "mmi", "candidates": 4})  # by likelihood, what is said would be the shortest reply
     sample = add("sample", "Turns drawn from the prior.", "vrae sample -n 5 --seed 1")
     _add_generation(sample, "turns")
     reconstruct = add("reconstruct", "Encode a turn and decode it again.", 'vrae reconstruct "how are you today?" -n 3')

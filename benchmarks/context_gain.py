@@ -35,7 +35,7 @@ def main() -> None:
     saved_N = alone_N - given_N
     error = saved_N.std(ddof=1) / np.sqrt(len(saved_N))
     print(f"{len(saved_N)} turns, nats per turn, importance-weighted with k = {options.k}")
-    print(f"in their context {given_N.mean():.2f}, without {alone_N.mean():.2f}: it saves {saved_N.mean():.2f} (error {error:.2f})")
+    print(f"in their context {given_N.mean():.2f}, without {alone_N.mean():.2f}: {saved_N.mean():.2f} saved (error {error:.2f})")
     print(f"share of turns that are cheaper in their context: {(saved_N > 0).mean():.1%}")
 
 

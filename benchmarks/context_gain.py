@@ -1,6 +1,6 @@
 """What the context saves: the cost of test turns with the turns before them, and the same turns without.
 
-    python benchmarks/context_gain.py --model runs/chitchat-vhred --data corpora/chitchat
+python benchmarks/context_gain.py --model runs/chitchat-vhred --data corpora/chitchat
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def main() -> None:
     saved_N = alone_N - given_N
     error = saved_N.std(ddof=1) / np.sqrt(len(saved_N))
     print(f"{len(saved_N)} turns, nats per turn, importance-weighted with k = {options.k}")
-    print(f"in their context {given_N.mean():.2f}, without {alone_N.mean():.2f}: {saved_N.mean():.2f} saved (error {error:.2f})")
+    print(
+        f"in their context {given_N.mean():.2f}, without {alone_N.mean():.2f}: {saved_N.mean():.2f} saved (error {error:.2f})"
+    )
     print(f"share of turns that are cheaper in their context: {(saved_N > 0).mean():.1%}")
 
 

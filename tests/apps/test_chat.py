@@ -639,7 +639,8 @@ class TestInterrupt:
 
 
 CHILD = """
-import fcntl, sys, termios, time
+import fcntl, signal, sys, termios, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have turned it off
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C typed there is a signal here
 import vrae
 from vrae.apps.chat import chat

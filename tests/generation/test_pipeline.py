@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 import vrae.generation.text_model
-from vrae.config import GREEDY, CleaningConfig, DecodingConfig
+from vrae.config import GREEDY, CleaningConfig, DecodingConfig, ResponseConfig
 from vrae.corpus.batches import Batch, Window, collate
 from vrae.corpus.prepared import Corpus
 from vrae.corpus.tokenizer import EOS, Tokenizer
@@ -127,6 +127,22 @@ class TestJobs:
         else:
             with pytest.raises(ModelError, match="latent_size is 0"):
                 job(pipeline)
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"flow_steps": 2}, {"flow_steps": 2, "context_turns": 2, "prior": "mixture"}], ids=["flow", "flow and mixture"]
+)
+def test_a_model_with_a_flow_does_all_jobs(corpus: Corpus, overrides: dict[str, Any]) -> None:
+    pipeline = Pipeline(tiny_model(vocab_size=len(corpus.tokenizer), **overrides), corpus.tokenizer, {})
+    assert len(list(pipeline.sample(3, seed=1))) == 3
+    assert len(pipeline.reconstruct(TURNS, 2, seed=1)) == len(TURNS)
+    assert len(pipeline.interpolate("hello", "thanks", 4)) == 4
+    assert all(sample.text for sample in pipeline.variations("hello", 3, seed=1, radius=3))
+    assert isinstance(pipeline.analogy("hello", "yes", "no").text, str)
+    assert np.isfinite(pipeline.encode(TURNS)).all()
+    if "context_turns" in overrides:
+        settings = ResponseConfig(rank="mmi", candidates=2)
+        assert pipeline.respond(DIALOGUE, 2, seed=1, decoding=WILD, responses=settings)
 
 
 class TestSeed:

@@ -198,6 +198,7 @@ class Pipeline(TextModel):
             for i in range(len(texts))
         ]
 
+    @torch.inference_mode()
     def interpolate(
         self,
         a: str,
@@ -238,6 +239,7 @@ class Pipeline(TextModel):
             for i, text in enumerate(path)
         ]
 
+    @torch.inference_mode()
     def variations(
         self,
         text: str,
@@ -290,6 +292,7 @@ class Pipeline(TextModel):
         means_3Z = self.encode([a, b, c])[0]
         return self.decode_latents((means_3Z[0] - means_3Z[1] + means_3Z[2])[None])[0]
 
+    @torch.inference_mode()
     def encode(
         self, texts: Sequence[str], contexts: Sequence[str | Sequence[str]] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:

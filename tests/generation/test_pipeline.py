@@ -130,7 +130,9 @@ class TestJobs:
 
 
 @pytest.mark.parametrize(
-    "overrides", [{"flow_steps": 2}, {"flow_steps": 2, "context_turns": 2, "prior": "mixture"}], ids=["flow", "flow and mixture"]
+    "overrides",
+    [{"flow_steps": 2}, {"flow_steps": 2, "context_turns": 2, "prior": "mixture"}],
+    ids=["flow", "flow and mixture"],
 )
 def test_a_model_with_a_flow_does_all_jobs(corpus: Corpus, overrides: dict[str, Any]) -> None:
     pipeline = Pipeline(tiny_model(vocab_size=len(corpus.tokenizer), **overrides), corpus.tokenizer, {})

@@ -15,8 +15,8 @@ from torch.distributions import Normal, kl_divergence
 from vrae.corpus.batches import collate
 from vrae.corpus.prepared import Corpus
 from vrae.errors import ModelError, UserError
-from vrae.evaluation import score as score_module
 from vrae.evaluation.score import Score, score
+from vrae.generation import text_model
 from vrae.generation.pipeline import Pipeline
 from vrae.generation.text_model import digest
 
@@ -87,7 +87,7 @@ class TestEveryKind:
         pipeline = make(**settings)
         together = score(pipeline, [*TEXTS, TEXTS[1]], k=5, seed=2)
         assert figures(together[1]) == pytest.approx(figures(together[4]), rel=1e-9)
-        monkeypatch.setattr(score_module, "_ROWS", 3)
+        monkeypatch.setattr(text_model, "_ROWS", 3)
         for texts, expected in (([text], [found]) for text, found in zip(TEXTS, together, strict=False)):
             for one, other in zip(score(pipeline, texts, k=5, seed=2), expected, strict=True):
                 assert figures(one) == pytest.approx(figures(other), rel=1e-9)

@@ -25,6 +25,7 @@ from vrae.errors import ModelError, UserError
 from vrae.files import write_folder
 from vrae.generation.decoding import Decoded
 from vrae.generation.latent import lerp, slerp
+from vrae.generation.neighbours import Index, Turn
 from vrae.generation.pipeline import Pipeline, load, model_folder
 from vrae.model.decoder import Decoder, DecoderState
 from vrae.model.folder import to_files
@@ -142,6 +143,8 @@ def test_a_model_with_a_flow_does_all_jobs(corpus: Corpus, overrides: dict[str, 
     assert all(sample.text for sample in pipeline.variations("hello", 3, seed=1, radius=3))
     assert isinstance(pipeline.analogy("hello", "yes", "no").text, str)
     assert np.isfinite(pipeline.encode(TURNS)).all()
+    index = Index.build(pipeline, [Turn(text, 0, place) for place, text in enumerate(["hello", "yes", "no"])])
+    assert index.query(["yes"], 1)[0][0].text == "yes"
     if "context_turns" in overrides:
         settings = ResponseConfig(rank="mmi", candidates=2)
         assert pipeline.respond(DIALOGUE, 2, seed=1, decoding=WILD, responses=settings)

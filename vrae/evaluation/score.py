@@ -11,16 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from vrae.errors import UserError
 from vrae.generation.pipeline import Pipeline
-from vrae.generation.text_model import digest
-from vrae.model.bound import Noise, draw
+from vrae.generation.text_model import in_range
 
 MAX_DRAWS = 100_000
-_ROWS = 256  # texts scored side by side
 
 
 @dataclass(frozen=True)
@@ -60,26 +56,13 @@ def score(
         UserError: a text or a context is too long or no text at all, or k or seed is out of range.
         ModelError: there are contexts, and the model reads none.
     """
-    for name, value, low, high in (("k", k, 1, MAX_DRAWS), ("seed", seed, 0, 2**63 - 1)):
-        if type(value) is not int or not low <= value <= high:
-            raise UserError(f"{name} must be a whole number from {low} to {high}. Got {value!r:.40}")
-    windows = pipeline.windows(texts, contexts)
-    scores: list[Score] = []
-    for start in range(0, len(windows), _ROWS):
-        some = windows[start : start + _ROWS]
-        batch = pipeline.batch(some)
-        noise = Noise([seed, 0], np.array([digest(window) for window in some]))
-        with torch.inference_mode():
-            inferred = pipeline.model.infer(batch)
-            found = draw(pipeline.model, batch, inferred, inferred.posterior, k, noise)
+    in_range("k", k, 1, MAX_DRAWS)
+    in_range("seed", seed, 0, 2**63 - 1)
+    given, scores = iter(texts), list[Score]()
+    for batch, found in pipeline.draws(pipeline.windows(texts, contexts), k, seed):
         bits_BX = torch.stack([found.rate_BZ.sum(-1), found.distortion_B, -found.log_mean_B], 1) / math.log(2)
-        for text, (latent, rest, weighted), effective, tokens in zip(
-            texts[start : start + _ROWS],
-            bits_BX.tolist(),
-            found.effective_B.tolist(),
-            batch.target_lengths_B.tolist(),
-            strict=True,
-        ):
+        figures = zip(bits_BX.tolist(), found.effective_B.tolist(), batch.target_lengths_B.tolist(), strict=True)
+        for (latent, rest, weighted), effective, tokens in figures:
             total = latent + rest
-            scores.append(Score(text, latent, rest, total, weighted, total - weighted, effective, tokens))
+            scores.append(Score(next(given), latent, rest, total, weighted, total - weighted, effective, tokens))
     return scores

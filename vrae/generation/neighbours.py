@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from vrae.config import BatchConfig
@@ -113,6 +114,7 @@ class Index:
         self._search, self._records_N, self._texts = VectorSearch(vectors_NZ), records_N, texts
 
     @classmethod
+    @torch.inference_mode()  # with a flow, means are computed where they are asked for
     def build(
         cls, model: TextModel, turns: Iterable[Turn], source: Mapping[str, Any] | None = None, *, quiet: bool = True
     ) -> Index:
@@ -215,6 +217,7 @@ class Index:
         """Turns, each counted as often as it occurs."""
         return int(self._records_N["count"].sum())
 
+    @torch.inference_mode()
     def query(
         self, texts: Sequence[str], n: int = 5, *, measure: Measure = "euclidean", probes: int = 0
     ) -> list[list[Neighbour]]:

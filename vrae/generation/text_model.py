@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from vrae.corpus.cleaning import Cleaner
 from vrae.corpus.tokenizer import Tokenizer
 from vrae.errors import ModelError, UserError
 from vrae.generation.decoding import Decoded, decode
-from vrae.model.bound import Noise, draw
+from vrae.model.bound import Draws, Noise, draw
 from vrae.model.folder import weights
 from vrae.model.gaussian import Density, join
 from vrae.model.vrae import VRAE, Inferred
@@ -106,15 +106,18 @@ class TextModel:
 
         Without a latent it is exact. A window's value does not depend on the others.
         """
-        values: list[float] = []
-        for i in range(0, len(windows), _ROWS):
-            some = windows[i : i + _ROWS]
+        return [value for _, found in self.draws(windows, k, seed) for value in found.log_mean_B.tolist()]
+
+    def draws(self, windows: Sequence[Window], k: int, seed: int) -> Iterator[tuple[Batch, Draws]]:
+        """The windows in batches, with what k draws of z from q(z | x, c) show of each; its noise is its own."""
+        for start in range(0, len(windows), _ROWS):
+            some = windows[start : start + _ROWS]
             batch = self.batch(some)
             noise = Noise([seed, 0], np.array([digest(window) for window in some]))
             with torch.inference_mode():
                 inferred = self.model.infer(batch)
-                values += draw(self.model, batch, inferred, inferred.posterior, k, noise).log_mean_B.tolist()
-        return values
+                found = draw(self.model, batch, inferred, inferred.posterior, k, noise)
+            yield batch, found
 
     def fingerprint(self) -> str:
         """sha256 of what a latent means to this model: its weights and tokenizer."""

@@ -694,9 +694,9 @@ def test_in_a_real_terminal(corpus: Corpus, tmp_path: Path) -> None:
         os.write(ours, b"sleep\n")
         wait_for("asleep")
         os.write(ours, b"\x03")
-        assert "abandoned" in wait_for("> ")
+        wait_for("abandoned")  # typed ahead: what a terminal was about to show when Ctrl-C came, it may drop
         os.write(ours, b"/undo\n")
-        assert "taken back: " in wait_for("> ")
+        wait_for("taken back: ")
         for _ in range(20):  # one that comes while the terminal is being set up is lost
             os.write(ours, b"\x03")
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -253,6 +254,22 @@ def test_what_does_not_fit_is_refused_with_the_place_the_name_and_the_value(
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         from_dict(cls, values, "run.json")
+
+
+@pytest.mark.parametrize("key", ["\ud800", "\x1b[2J", "\u202e"])
+def test_a_message_can_be_printed_whatever_the_names_in_a_file(key: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        from_dict(ModelConfig, {key: 1}, "run.json")
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("levels", range(900, sys.getrecursionlimit(), 10))
+def test_a_value_of_many_levels_is_refused(levels: int) -> None:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    with pytest.raises(ConfigError, match="latent_size must be int"):
+        from_dict(ModelConfig, {"latent_size": value}, "run.json")
 
 
 @pytest.mark.parametrize("values", [{"latent_size": "x" * 100_000}, {"x" * 100_000: 1}], ids=["value", "name"])

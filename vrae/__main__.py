@@ -1,6 +1,6 @@
 """`python -m vrae` is `vrae`."""
 
-from vrae.apps.cli import main
+from vrae.apps.cli import console
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    console()

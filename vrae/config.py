@@ -7,6 +7,7 @@ read into these classes, so there is one place to look a setting up. Nothing her
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -501,13 +502,22 @@ class EvaluateConfig:
         _require(0 <= self.seed < 2**63, f"--seed must be in [0, 2**63). Got {self.seed}")
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value out of a file, for a message: printable, on one line, at most `most` characters; text without quotes.
+
+    What a stranger wrote may be megabytes long, a thousand levels deep, half of a character, or commands to a terminal.
+    """
+    text = value if isinstance(value, str) else reprlib.repr(value)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])[:most]
+
+
 def from_dict(cls: type[Any], values: object, where: str) -> Any:
     """Builds config class `cls` from JSON values. Refuses unknown keys and wrong values, naming them and `where`."""
     _require(isinstance(values, dict), f"{where}: expected an object for {cls.__name__}. Got {type(values).__name__}")
     assert isinstance(values, dict)
     known = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(known))
-    _require(not unknown, f"{where}: unknown settings {', '.join(unknown):.200}. Known: {', '.join(known)}")
+    _require(not unknown, f"{where}: unknown settings {shown(', '.join(unknown), 200)}. Known: {', '.join(known)}")
     default, hints = cls(), get_type_hints(cls)
     arguments = {}
     for name, value in values.items():
@@ -518,10 +528,10 @@ def from_dict(cls: type[Any], values: object, where: str) -> Any:
         numeric = isinstance(standard, float) and type(value) is int and abs(value) < 2**53
         _require(
             type(value) is type(standard) or numeric,
-            f"{where}: {name} must be {type(standard).__name__}. Got {value!r:.80}",
+            f"{where}: {name} must be {type(standard).__name__}. Got {reprlib.repr(value)}",
         )
         choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else (value,)
-        _require(value in choices, f"{where}: {name} must be one of {', '.join(map(str, choices))}. Got {value!r:.80}")
+        _require(value in choices, f"{where}: {name} must be one of {', '.join(map(str, choices))}. Got {reprlib.repr(value)}")
         arguments[name] = float(value) if numeric else value
     try:
         return cls(**arguments)

@@ -338,6 +338,29 @@ def test_an_unknown_key_of_a_yaml_is_named(tmp_path: Path, capsys: pytest.Captur
     assert "hiddn_size" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (b"\xff\xfe", "--config"),
+        (b"model: null\n", "--config: model must hold settings by name. Got None"),
+        (b"[" * 20_000, "--config"),
+        (b"train: {max_steps: " + b"9" * 5000 + b"}", "--config"),
+    ],
+    ids=["bytes", "null", "deep", "huge"],
+)
+def test_a_hostile_yaml_is_one_line(given: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.yaml").write_bytes(given)
+    try:
+        code = main(["train", "--config", str(tmp_path / "x.yaml"), "--data", "a", "--out", "b"])
+    except SystemExit as stop:  # the parser's own refusal
+        assert stop.code == 2
+        return
+    assert code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
 def test_print_config_gives_a_yaml_that_is_accepted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["train", "--config", "demo", "--model.latent_size", "7", "--data", "a", "--out", "b", "--print_config"])

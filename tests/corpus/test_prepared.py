@@ -359,3 +359,55 @@ def test_a_split_that_is_none_is_refused_with_those_there_are(corpus: Corpus) ->
 def test_a_turn_is_its_slice_of_the_tokens() -> None:
     split = Split("train", np.arange(10, 16), np.array([0, 2, 2, 6]), np.array([0, 3]), np.zeros(3))
     assert [split.turn(i).tolist() for i in range(3)] == [[10, 11], [], [12, 13, 14, 15]]
+
+
+def rewritten(copy: Path, name: str, array: np.ndarray) -> None:
+    """An array with other numbers, and a manifest of its size."""
+    (copy / name).write_bytes(array.tobytes())
+    manifest = json.loads((copy / "manifest.json").read_bytes())
+    manifest["files"][name]["bytes"] = array.nbytes
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", ["test.turns.bin", "test.dialogues.bin"])
+@pytest.mark.parametrize(("place", "value"), [(0, 1), (-1, 2**40), (1, -1), (1, 2**62), (1, -(2**63))])
+def test_offsets_that_lead_outside_are_refused(copy: Path, name: str, place: int, value: int) -> None:
+    offsets = np.fromfile(copy / name, "<i8")
+    offsets[place] = value
+    rewritten(copy, name, offsets)
+    with pytest.raises(DataError, match=r"split test: the offsets of (turns|dialogues) "):
+        Corpus(copy)
+
+
+def test_offsets_are_compared_across_the_blocks_they_are_read_in(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offsets = np.fromfile(copy / "train.turns.bin", "<i8")
+    for size in (1, 2, 3):
+        monkeypatch.setattr(prepared, "_BLOCK", size)
+        Corpus(copy)
+    monkeypatch.setattr(prepared, "_BLOCK", 4)
+    rewritten(copy, "train.turns.bin", np.where(np.arange(len(offsets)) == 4, 1, offsets))
+    with pytest.raises(DataError, match="the offsets of turns fall somewhere"):
+        Corpus(copy)
+
+
+def test_tokens_speakers_and_sizes_that_do_not_fit_are_refused(copy: Path, corpus: Corpus, tmp_path: Path) -> None:
+    tokens = np.array(corpus["test"].tokens)
+    tokens[-1] = len(corpus.tokenizer)
+    rewritten(copy, "test.tokens.bin", tokens)
+    with pytest.raises(DataError, match=f"a token is not among the {len(corpus.tokenizer)} of the tokenizer"):
+        Corpus(copy)
+    rewritten(copy, "test.tokens.bin", np.zeros(3, np.uint8))
+    with pytest.raises(DataError, match="3 bytes are no whole number of uint16"):
+        Corpus(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"source": {}}, {"source": []}, {"settings": {"cleaning": {"x": 1}}}, {"settings": {}}, {"splits": {"train": {}}}],
+    ids=str,
+)
+def test_a_manifest_that_lacks_what_is_read_later_is_refused(copy: Path, change: dict[str, Any]) -> None:
+    manifest = json.loads((copy / "manifest.json").read_bytes())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(DataError, match="not a prepared corpus"):
+        Corpus(copy)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib.util
 import itertools
 import json
+import os
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -572,3 +574,48 @@ class TestHub:
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
         with pytest.raises(DataError, match=r"^some/talk: .*the Hub cannot be reached"):
             read("some/talk")
+
+
+class TestStrangers:
+    """What the fuzzer of `tests/faults` has found."""
+
+    @pytest.mark.parametrize(
+        "name", ["~\0/x.txt", "~nobody-here/x.txt", "a" * 5000, "x" * 5000 + ".jsonl", "~\ud800", "\0.txt"]
+    )
+    def test_names_that_no_file_system_takes_are_no_files(self, name: str) -> None:
+        with pytest.raises(DataError, match="no such file") as error:
+            read(name)
+        assert str(error.value).isprintable()
+
+    @pytest.mark.parametrize("key", ["\ud800", "\x1b[2J"])
+    def test_columns_of_any_name_can_be_printed(self, tmp_path: Path, key: str) -> None:
+        with pytest.raises(DataError, match="expected columns that say what they hold") as error:
+            read(write(tmp_path, "a.jsonl", rows({key: "x", "y" * 100_000: 1})))
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 1500
+
+    @pytest.mark.parametrize("levels", [10, 900, 940, 960])
+    def test_speakers_of_many_levels_are_refused(self, tmp_path: Path, levels: int) -> None:
+        names = "[" * levels + "]" * levels
+        for line in (f'{{"turns": ["a"], "speakers": [{names}]}}', f'{{"dialogue_id": 1, "text": "a", "speaker": {names}}}'):
+            with pytest.raises(DataError, match=r"expected a name or a number as speaker|one JSON value"):
+                read(write(tmp_path, "a.jsonl", line))
+
+    def test_a_file_is_closed_where_reading_ends(self, tmp_path: Path) -> None:
+        path = write(tmp_path, "a.txt", b"a\n\nb\0c\n\nd\n")
+        gc.collect()
+        gc.disable()
+        try:
+            with pytest.raises(DataError, match="a NUL"):
+                read(path, layout="turns")
+            assert path not in [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        finally:
+            gc.enable()
+
+    def test_values_of_parquet_that_python_cannot_hold_make_a_bad_row(self, tmp_path: Path) -> None:
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        days = pa.array([1, 2**31 - 1, 2], pa.int32()).cast(pa.date32())
+        pq.write_table(pa.table({"text": ["a", "b", "c"], "day": days}), tmp_path / "a.parquet")
+        source = open_source(SourceConfig(str(tmp_path / "a.parquet"), skip_bad_rows=True))
+        assert [dialogue.turns for dialogue in source] == [("a",), ("c",)]
+        assert "row 2: expected values that Python can hold" in source.stats.bad_examples[0]

@@ -231,3 +231,10 @@ def test_a_foreign_model_with_our_ids_and_byte_pieces_is_accepted(turns: list[st
 def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=re.escape(str(tmp_path / name))):
         Tokenizer.load(tmp_path / name)
+
+
+def test_a_model_with_pieces_that_are_no_text_is_refused(model: bytes) -> None:
+    piece = "▁hello".encode()
+    assert piece in model
+    with pytest.raises(ModelError, match="not a SentencePiece model"):
+        Tokenizer(model.replace(piece, piece[:-1] + b"\xb1"))

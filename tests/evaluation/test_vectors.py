@@ -157,3 +157,17 @@ class TestSimilarity:
             return sum(nearest) / len(nearest)
 
         assert greedy(a, b) == similarity(a, b).greedy == pytest.approx((one_way((a, b)) + one_way((b, a))) / 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tea 1e39 2\n", r":1: expected a number, got '1e39'"),  # larger than single precision holds
+        ("tea 1\t2 3\ncup 4 5\n", r":2: expected "),
+        ("tea 1 2\ncup 4\t5 6\n", r":2: expected 2 numbers, as on the lines above, got 3"),
+        ("9" * 5000 + " 2\n", r":1: expected a number|:1: expected|announces|none of"),
+    ],
+)
+def test_numbers_that_cannot_be_kept_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        WordVectors.read(write(tmp_path, text), ["tea", "cup"])

@@ -292,13 +292,20 @@ class TestFile:
         ("change", "message"),
         [
             (dict(format=2), "attribute format 2, this vrae reads 1"),
-            (dict(labels="x"), "damaged attribute .IndexError"),
-            (dict(direction_Z=["x"]), "damaged attribute .ValueError"),
+            (dict(labels="x"), "damaged attribute .ValueError"),
+            (dict(labels=["x", 1]), "1 is no text"),
+            (dict(labels=["x", "y", "z"]), "damaged attribute .ValueError"),
+            (dict(name=["x"]), "is no text"),
+            (dict(direction_Z=["x"]), "'x' is no number"),
+            (dict(direction_Z="1234"), "'1' is no number"),
+            (dict(normal_Z=[1e200] * 4), "no number of at most"),
+            (dict(normal_Z=[1e-200] * 4), "direction_Z . normal_Z is not 1"),
             (dict(direction_Z=[1.0]), "differ in length"),
-            (dict(normal_Z=[0.0] * 4), "its normal is zero"),
-            (dict(offset=math.nan), "not finite"),
-            (dict(distance=math.inf), "not finite"),
+            (dict(normal_Z=[0.0] * 4), "direction_Z . normal_Z is not 1"),
+            (dict(offset=math.nan), "nan is no number"),
+            (dict(distance=math.inf), "inf is no number"),
             (dict(sentences=None), "damaged attribute .TypeError"),
+            (dict(accuracy=math.nan), "nan is no number"),
             (dict(accuracy=None), "damaged attribute .TypeError"),
         ],
     )
@@ -317,6 +324,10 @@ class TestFile:
         (tmp_path / "x.json").write_bytes(text.encode("utf-8", "surrogateescape"))
         with pytest.raises(UserError, match=message):
             Attribute.load(tmp_path / "x.json")
+
+    def test_of_another_latent_size_is_refused(self, attribute: Attribute, pipeline: Pipeline) -> None:
+        with pytest.raises(ModelError, match="was learnt with another model"):
+            move(pipeline, ["hi"], dataclasses.replace(attribute, direction_Z=(1.0,), normal_Z=(1.0,)))
 
     def test_that_is_missing_or_cannot_be_written_is_refused(self, attribute: Attribute, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"gone.json: cannot read the attribute: No such file"):

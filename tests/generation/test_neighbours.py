@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -370,3 +371,40 @@ class TestFolder:
             with pytest.raises(DataError, match="--index ") as caught:
                 Index.load(tmp_path / name, model)
             assert "vrae neighbours build" in str(caught.value)
+
+
+def test_a_model_with_a_flow_is_indexed_and_asked(make: MakeModel) -> None:
+    index = Index.build(make(flow_steps=2), TURNS)
+    assert [near[0].text for near in index.query(["see you", "fine"], 1)] == ["see you", "fine"]
+
+
+@pytest.mark.parametrize("run", [5, {"batches": [1]}, {"batches": {"max_turn_tokens": "x"}}], ids=str)
+def test_a_run_that_is_none_leaves_the_default_length(make: MakeModel, corpus: Corpus, run: object) -> None:
+    assert Index.of_corpus(make(info={"run": run}), corpus, "test").source["max_turn_tokens"] == 48
+
+
+def test_places_of_texts_that_overflow_are_refused(model: TextModel, folder: Path, tmp_path: Path) -> None:
+    records_N = np.load(folder / "turns.npy")
+    records_N["end"][1] = -(2**63)
+    refile(folder, turns_npy=npy(records_N, tmp_path / "a.npy"))
+    with pytest.raises(DataError, match="the places of texts"):
+        Index.load(folder, model)
+
+
+def test_a_header_that_python_would_warn_of_is_refused(model: TextModel, folder: Path) -> None:
+    sound = (folder / "vectors.npy").read_bytes()
+    refile(folder, vectors_npy=sound.replace(b"'<f4'", b"'\\8f4'"[:5]))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(DataError, match=r"cannot read vectors\.npy"):
+            Index.load(folder, model)
+    assert not caught
+
+
+def test_a_manifest_cannot_write_to_the_terminal(model: TextModel, folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["files"]["index.json"]["bytes"] = "\x1b[2J\ud800"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="no index, or a damaged one") as error:
+        Index.load(folder, model)
+    assert str(error.value).isprintable()

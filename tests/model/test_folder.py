@@ -271,3 +271,30 @@ def test_a_message_stays_short_whatever_the_names_in_a_file(folder: Path) -> Non
     with pytest.raises(ModelError) as error:
         read(folder)
     assert len(str(error.value)) < 500
+
+
+def test_a_message_can_be_printed_whatever_the_names_in_a_file(folder: Path) -> None:
+    edit_weights(folder, lambda tensors: tensors.update({"\x1b[2J\u202e": torch.zeros(1)}))
+    with pytest.raises(ModelError, match=r"unknown \\x1b\[2J\\u202e") as error:
+        read(folder)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("value", [3e38, -1.1e4])
+def test_a_number_with_which_sums_may_overflow_is_named(folder: Path, value: float) -> None:
+    edit_weights(folder, lambda tensors: tensors["decoder.project.weight"][1:2, 1:2].fill_(value))
+    refused(folder, str(folder / WEIGHTS), "decoder.project.weight", "beyond 10000")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"encoder_layers": 32, "hidden_size": 1000, "bidirectional": False},
+        {"context_turns": 1, "prior": "mixture", "prior_components": 1000, "latent_size": 20_000},
+        {"flow_steps": 64, "latent_size": 60_000},
+    ],
+    ids=["layers", "mixture", "flow"],
+)
+def test_a_config_that_asks_for_more_memory_by_any_part_is_refused(folder: Path, settings: dict[str, Any]) -> None:
+    edit_config(folder, lambda config: config["model"].update(settings))
+    refused(folder, str(folder / WEIGHTS), "numbers, the model of config.json has more than")

@@ -70,7 +70,12 @@ def run(
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    """A line of JSON; its letters are escaped where the output has an encoding that lacks some."""
+    print(json.dumps(value, ensure_ascii=not _is_utf8(sys.stdout.encoding)), flush=True)
+
+
+def _is_utf8(encoding: str | None) -> bool:
+    return encoding is None or encoding.lower().replace("_", "-") in ("utf-8", "utf8")
 
 
 def _answers(
@@ -129,7 +134,7 @@ def _stdin() -> Iterator[list[tuple[int, str]]]:
             waiting.put(line)
         waiting.put(None)
 
-    threading.Thread(target=read, daemon=True).start()
+    threading.Thread(target=read, name="vrae stdin", daemon=True).start()
     ended = False
     while not ended:
         chunk = [waiting.get()]

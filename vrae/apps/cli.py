@@ -5,13 +5,19 @@ Only this file, the parser and `vrae.config` are imported before a command runs:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import io
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from jsonargparse import Namespace
 
@@ -22,34 +28,97 @@ from vrae.config import (
     PrepareConfig,
     RunConfig,
     SourceConfig,
+    shown,
 )
 from vrae.errors import UserError
 
-if TYPE_CHECKING:
-    pass
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM came. Like KeyboardInterrupt it is no Exception: only clean-up code sees it pass."""
+
+
+def console(argv: Sequence[str] | None = None) -> NoReturn:
+    """`vrae`, as a process of its own."""
+    code = main(argv)
+    if any(thread.name.startswith("vrae ") for thread in threading.enumerate()):
+        # It is inside a library or waits for input; to tear it down with the interpreter would abort the process.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0 done, 1 some inputs failed, 2 usage or configuration, 3 diverged, 130/143
     interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does with what a terminal has no letters for
     try:
-        arguments = _spelled(sys.argv[1:] if argv is None else argv)
-        parser = build_parser(chitchat="chitchat" in arguments)
-        parsed = parser.parse_args(arguments)
-        command, values = parsed.subcommand, parsed[parsed.subcommand]
-        if command in NESTED:
-            command, values = f"{command} {values.subcommand}", values[values.subcommand]
-        return _COMMANDS[command](values)
+        with _sigterm_raises():
+            code = _run(sys.argv[1:] if argv is None else argv)
+            sys.stdout.flush()  # what it raises belongs below, not into the interpreter's exit
+            return code
     except UserError as error:
-        print(f"vrae: {error}", file=sys.stderr)
+        _complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("vrae: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
+    except _TerminatedError:
+        _complain("terminated")
+        return 143
     except BrokenPipeError:
-        # whoever read our output has gone; keep Python from complaining when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever read it has gone
         return 141
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _drop_output()
+        _complain(f"cannot write {error.filename or 'the output'}: {error.strerror}")
+        return 2
+
+
+def _run(argv: Sequence[str]) -> int:
+    arguments = _spelled(argv)
+    parser = build_parser(chitchat="chitchat" in arguments)
+    try:
+        parsed = parser.parse_args(arguments)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--config: cannot be read: {shown(str(error), 200)}") from None
+    command, values = parsed.subcommand, parsed[parsed.subcommand]
+    if command in NESTED:
+        command, values = f"{command} {values.subcommand}", values[values.subcommand]
+    return _COMMANDS[command](values)
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Within this context SIGTERM unwinds the program, so that half-written files are removed, unless it is handled already."""
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        raise _TerminatedError
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, receive)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _complain(message: str) -> None:
+    with contextlib.suppress(OSError):  # stderr may be gone or full as well
+        print(f"vrae: {message}", file=sys.stderr)
+
+
+def _drop_output() -> None:
+    """Sends what is left of the output nowhere; otherwise Python would fail again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _spelled(arguments: Sequence[str]) -> list[str]:
@@ -144,6 +213,9 @@ def _train(values: Namespace) -> int:
 
 def _run_config(values: Namespace) -> RunConfig:
     groups = {field.name: type(getattr(RunConfig(), field.name)) for field in dataclasses.fields(RunConfig)}
+    for name in groups:
+        if not isinstance(values[name], Namespace):
+            raise UserError(f"--config: {name} must hold settings by name. Got {shown(repr(values[name]))}")
     return RunConfig(**{name: group(**values[name].as_dict()) for name, group in groups.items()})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -187,7 +188,7 @@ class RowReader:
             limit = f"at most {MAX_TURNS:,} turns in a dialogue"
             raise problem(where, limit, "more", "give every dialogue an id of its own")
         column = _find(row, SPEAKERS)
-        speaker = None if column is None or row[column] is None else str(row[column])
+        speaker = None if column is None or row[column] is None else _name(row[column], where)
         group.add(text, speaker, _row_split(row, where))
 
     def dialogue(self, row: Any, where: str, default_id: str) -> Dialogue:
@@ -211,7 +212,7 @@ class RowReader:
                 if len(names) != len(turns):
                     got = f"{len(names)} for {len(turns)} turns"
                     raise problem(where, "one of the speakers for each turn", got, "correct the row or drop the column")
-                speakers = numbered(map(str, names))
+                speakers = numbered(_name(name, where) for name in names)
         if self._names["id"]:
             key = _identifier(row[self._column(row, "id", where)], where)
         else:
@@ -286,7 +287,7 @@ def _find(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
     return _found(tuple(row), names)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=16)  # rows are alike, or each may have a hundred thousand columns
 def _found(columns: tuple[str, ...], names: tuple[str, ...]) -> str | None:
     exact = next((name for name in names if name in columns), None)
     if exact is not None:
@@ -311,6 +312,13 @@ def _string(value: Any, where: str, expected: str, place: str = "") -> str:
     return value
 
 
+def _name(value: Any, where: str) -> str:
+    """Who speaks."""
+    if isinstance(value, (list, dict)):
+        raise problem(where, "a name or a number as speaker", _kind(value), "correct the row or drop the column")
+    return str(value)
+
+
 def _is_identifier(value: Any) -> bool:
     return isinstance(value, (str, int)) and not isinstance(value, bool) and value != ""
 
@@ -328,7 +336,7 @@ def _row_split(row: dict[str, Any], where: str) -> str:
         return ""
     name = split_name(value) if isinstance(value, str) else ""
     if not name:
-        raise problem(where, "split train, validation or test", repr(value)[:40], "correct it or leave it empty")
+        raise problem(where, "split train, validation or test", reprlib.repr(value), "correct it or leave it empty")
     return name
 
 

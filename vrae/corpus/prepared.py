@@ -7,34 +7,40 @@
     DIR/{split}.dialogues.bin    int64, where each dialogue starts in turns, and the end
     DIR/{split}.speakers.bin     uint8, who speaks each turn, counted within its dialogue
 
-The arrays are memory-mapped: opening takes no longer for a large corpus than for a small one. Preparing keeps one chunk of
-dialogues in memory, one 16-byte digest per dialogue (to find duplicates) and the tokenizer's sample. The same source and
-settings give the same bytes.
+The arrays are memory-mapped. Opening reads them through once, in blocks, to see that no offset or id leads outside. Preparing
+keeps one chunk of dialogues in memory, one 16-byte digest per dialogue (to find duplicates) and the tokenizer's sample. The
+same source and settings give the same bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import multiprocessing
 import os
 import random
+import reprlib
 import shutil
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from vrae.config import SPLITS, PrepareConfig
+from vrae.config import SPLITS, CleaningConfig, PrepareConfig, from_dict, shown
 from vrae.corpus.cleaning import Cleaner
 from vrae.corpus.sources import Source, assign_split, open_source
 from vrae.corpus.tokenizer import Tokenizer, train_tokenizer
-from vrae.errors import DataError, UserError
+from vrae.errors import ConfigError, DataError, UserError
 
 FORMAT = 1
 _ARRAYS: dict[str, np.dtype[Any]] = {
@@ -45,6 +51,8 @@ _ARRAYS: dict[str, np.dtype[Any]] = {
 }
 _MAX_PIECES = int(np.iinfo(_ARRAYS["tokens"]).max) + 1
 _CHUNK_DIALOGUES = 256
+_BLOCK = 2**20  # values that are checked at once
+_COUNTS = ("dialogues", "turns", "tokens", "longest_turn")
 
 Spooled = tuple[list[str], list[int]]
 
@@ -72,7 +80,8 @@ class Corpus:
     """A prepared corpus, opened for reading.
 
     Raises:
-        DataError: `path` is no prepared corpus, or a file of it is missing or has another size than the manifest says.
+        DataError: `path` is no prepared corpus, a file of it is missing or has another size than the manifest says, or its
+            offsets and ids do not fit together.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -81,19 +90,21 @@ class Corpus:
         try:
             self.manifest: dict[str, Any] = json.loads(manifest_path.read_bytes())
             version = self.manifest["format"]
-            sizes = {name: file["bytes"] for name, file in self.manifest["files"].items()} if version == FORMAT else {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            sizes = _check_manifest(self.manifest) if version == FORMAT else {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
             raise DataError(
-                f"{path}: not a prepared corpus ({type(error).__name__} on manifest.json). "
-                f"Make one with: vrae prepare SOURCE --out {path}"
+                f"{shown(str(path), 500)}: not a prepared corpus ({type(error).__name__} on manifest.json). "
+                f"Make one with: vrae prepare SOURCE --out {shown(str(path), 500)}"
             ) from None
         if version != FORMAT:
-            raise DataError(f"{path}: corpus format {version}, this vrae reads {FORMAT}. Prepare it again")
+            raise DataError(f"{path}: corpus format {reprlib.repr(version)}, this vrae reads {FORMAT}. Prepare it again")
         for name in ("tokenizer.model", *(f"{split}.{array}.bin" for split in SPLITS for array in _ARRAYS)):
             file = self.path / name
             size = file.stat().st_size if file.is_file() else None
             if size is None or size != sizes.get(name):
-                raise DataError(f"{file}: {size} bytes where the manifest says {sizes.get(name)}. Prepare the corpus again")
+                raise DataError(
+                    f"{file}: {size} bytes where the manifest says {reprlib.repr(sizes.get(name))}. Prepare the corpus again"
+                )
         self.tokenizer = Tokenizer.load(self.path / "tokenizer.model")
         self.splits = {name: self._open(name) for name in SPLITS}
 
@@ -111,8 +122,48 @@ class Corpus:
         arrays = {}
         for array, dtype in _ARRAYS.items():
             file = self.path / f"{split}.{array}.bin"
-            arrays[array] = np.memmap(file, dtype, "r") if file.stat().st_size else np.zeros(0, dtype)
-        return Split(split, **arrays)
+            if (size := file.stat().st_size) % dtype.itemsize:
+                raise DataError(f"{file}: {size} bytes are no whole number of {dtype}. Prepare the corpus again")
+            arrays[array] = np.memmap(file, dtype, "r") if size else np.zeros(0, dtype)
+        opened = Split(split, **arrays)
+        if fault := _fault(opened, len(self.tokenizer)):
+            raise DataError(f"{self.path}: split {split}: {fault}. Prepare the corpus again")
+        return opened
+
+
+def _check_manifest(manifest: dict[str, Any]) -> dict[str, int]:
+    """Sizes of the files. Raises what `Corpus` catches where something that is read later is not there, or of another type."""
+    for values, names in ((manifest["source"], ("name", "licence")), (manifest["settings"], ("cleaning",))):
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise KeyError(missing[0])
+    from_dict(CleaningConfig, manifest["settings"]["cleaning"], "settings.cleaning")
+    for name in SPLITS:
+        if not all(type(manifest["splits"][name][count]) is int for count in _COUNTS):
+            raise TypeError(name)
+    for file in manifest["files"].values():
+        if not isinstance(file["sha256"], str):
+            raise TypeError("sha256")
+    return {name: file["bytes"] for name, file in manifest["files"].items()}
+
+
+def _fault(split: Split, pieces: int) -> str:
+    """Why offsets or ids of a split would lead outside of its arrays; empty where none does."""
+    for name, offsets, within in (("turns", split.turns, split.tokens), ("dialogues", split.dialogues, split.speakers)):
+        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(within):
+            return f"the offsets of {name} do not run from 0 to {len(within)}"
+        if any((part[1:] < part[:-1]).any() for part in _blocks(offsets)):
+            return f"the offsets of {name} fall somewhere"
+    if len(split.turns) != len(split.speakers) + 1:
+        return f"{len(split.turns) - 1} turns and {len(split.speakers)} speakers"
+    if any(part.max() >= pieces for part in _blocks(split.tokens)):
+        return f"a token is not among the {pieces} of the tokenizer"
+    return ""
+
+
+def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Pieces of a large array; each begins with the last value of the one before."""
+    return (array[start : start + _BLOCK + 1] for start in range(0, len(array), _BLOCK))
 
 
 def prepare(config: PrepareConfig, out: str | Path, *, overwrite: bool = False, quiet: bool = False) -> Corpus:
@@ -120,25 +171,51 @@ def prepare(config: PrepareConfig, out: str | Path, *, overwrite: bool = False, 
 
     Raises:
         DataError: a row cannot be read, nothing is left after cleaning, or the vocabulary does not fit the text.
-        UserError: `out` exists and `overwrite` is false, or cannot be written.
+        UserError: `out` exists and `overwrite` is false, or cannot be written, or another process is preparing it.
     """
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not overwrite:
         raise UserError(f"--out {out}: exists already. Choose another folder, or pass --overwrite")
     source = open_source(config.source)
-    work = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    older = out.with_name(f".{out.name}.old")
     try:
-        work.mkdir(parents=True)
-        manifest = _write(config, source, work, quiet)
-        (work / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(work, out)
+        with _workplace(out) as work:
+            manifest = _write(config, source, work, quiet)
+            (work / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            shutil.rmtree(older, ignore_errors=True)
+            if out.exists():
+                os.replace(out, older)  # no moment has a part of a corpus under the name of the whole
+            os.replace(work, out)
+            shutil.rmtree(older, ignore_errors=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot write: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return Corpus(out)
+
+
+@contextlib.contextmanager
+def _workplace(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out` for this process alone; it goes if the work fails.
+
+    What a killed process left there is removed. The lock is the folder's own and dies with its holder, so nothing hangs on
+    process numbers, which containers use again.
+    """
+    work = out.with_name(f".{out.name}.tmp")
+    work.mkdir(parents=True, exist_ok=True)
+    folder = os.open(work, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--out {out}: another process is preparing it. Wait for it, or choose another folder") from None
+        for left in work.iterdir():
+            left.unlink()
+        try:
+            yield work
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    finally:
+        os.close(folder)
 
 
 def inspect(config: PrepareConfig, *, quiet: bool = False) -> dict[str, Any]:
@@ -183,7 +260,7 @@ def _write(config: PrepareConfig, source: Source, work: Path, quiet: bool) -> di
     else:
         if not sample:
             raise DataError(f"{config.source.source}: the training split is empty. Bring more dialogues")
-        tokenizer = Tokenizer(train_tokenizer(sample, config.vocab_size))
+        tokenizer = Tokenizer(_train_tokenizer(sample, config.vocab_size))
     (work / "tokenizer.model").write_bytes(tokenizer.model)
     counts = {}
     with _Encoders(tokenizer, config.num_proc) as encoders:
@@ -239,6 +316,25 @@ def _spool(config: PrepareConfig, source: Source, cleaner: Cleaner, work: Path, 
     return sample
 
 
+def _train_tokenizer(sample: list[str], vocab_size: int) -> bytes:
+    """`train_tokenizer` in a thread: in this one, signals would wait until SentencePiece is done, which may take minutes."""
+    results: list[bytes | BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(train_tokenizer(sample, vocab_size))
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=work, name="vrae tokenizer", daemon=True)
+    thread.start()
+    thread.join()
+    (result,) = results
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
 def _chunks(lines: Iterable[str], size: int) -> Iterator[list[str]]:
     lines = iter(lines)
     while chunk := list(islice(lines, size)):
@@ -275,7 +371,13 @@ class _Encoders:
     def __init__(self, tokenizer: Tokenizer, num_proc: int) -> None:
         self._tokenizer = tokenizer
         context = multiprocessing.get_context("spawn")
-        self._pool = context.Pool(num_proc, _start_worker, (tokenizer.model,)) if num_proc > 1 else None
+        # A terminal sends Ctrl-C to all processes. Workers inherit that it is blocked; the process that started them ends them.
+        resource_tracker.ensure_running()  # which would end the blocking
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._pool = context.Pool(num_proc, _start_worker, (tokenizer.model,)) if num_proc > 1 else None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def __enter__(self) -> _Encoders:
         return self

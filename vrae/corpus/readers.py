@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from vrae.config import Layout
+from vrae.config import Layout, shown
 from vrae.errors import DataError
 
 MAX_LINE_BYTES = 1_000_000
@@ -28,11 +28,12 @@ TEXT_KINDS: dict[TextKind, str] = {
 }
 
 Row = tuple[int, Any]
+Rows = Generator[Row, None, None]  # to be closed where reading stops early, as the file is then
 
 
 def problem(where: str, expected: str, got: str, remedy: str) -> DataError:
     """The error of one place in a corpus: `where: expected ..., got ...; remedy`."""
-    return DataError(f"{where}: expected {expected}, got {got}; {remedy}")
+    return DataError(f"{shown(where, 500)}: expected {shown(expected, 300)}, got {shown(got, 300)}; {shown(remedy, 300)}")
 
 
 def row_place(path: Path) -> str:
@@ -44,8 +45,9 @@ def open_file(path: Path) -> BinaryIO:
     """Raises DataError when the file cannot be opened."""
     try:
         return path.open("rb")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL or half of a character
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise DataError(f"{shown(str(path), 500)}: cannot be read: {why or error}") from error
 
 
 class Lines:
@@ -103,7 +105,7 @@ def _attempts(items: Iterator[Any]) -> Iterator[Any]:
         yield item
 
 
-def read_text(path: Path, layout: TextKind) -> Iterator[Row]:
+def read_text(path: Path, layout: TextKind) -> Rows:
     """Rows of a .txt whose layout is known: see `text_layout`. A dialogue with an unreadable line is one bad row."""
     with open_file(path) as file:
         lines = Lines(file, path)
@@ -171,7 +173,7 @@ def text_layout(path: Path, layout: Layout) -> TextKind:
     return "utterances"
 
 
-def read_jsonl(path: Path) -> Iterator[Row]:
+def read_jsonl(path: Path) -> Rows:
     """One JSON value a line; blank lines are passed over."""
     with open_file(path) as file:
         lines = Lines(file, path)
@@ -189,7 +191,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
                     yield lines.number, problem(f"{path}:{lines.number}", "one JSON value", f"an error ({why})", remedy)
 
 
-def read_table(path: Path) -> Iterator[Row]:
+def read_table(path: Path) -> Rows:
     """Records of a .csv or .tsv, whose first line names the columns.
 
     In a .tsv a quotation mark is an ordinary character, unless the whole field is quoted with the inner marks doubled.
@@ -233,7 +235,7 @@ def _unquoted(field: str) -> str:
     return field[1:-1].replace('""', '"') if whole else field
 
 
-def read_parquet(path: Path) -> Iterator[Row]:
+def read_parquet(path: Path) -> Rows:
     """Records of a .parquet, some hundred at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -246,14 +248,14 @@ def read_parquet(path: Path) -> Iterator[Row]:
             for batch in batches:
                 try:
                     rows = batch.to_pylist()
-                except UnicodeDecodeError:
+                except Exception:  # a date out of range, a time zone that is none, bytes that are no text
                     places = (f"{row_place(path)}{number + index + 1}" for index in range(len(batch)))
                     rows = [_parquet_row(batch, index, place) for index, place in enumerate(places)]
                 for row in rows:
                     number += 1
                     yield number, row
-        except (pa.ArrowException, OSError) as error:
-            raise problem(str(path), "a Parquet file", str(error).splitlines()[0], remedy) from error
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise problem(str(path), "a Parquet file", str(error) or type(error).__name__, remedy) from error
 
 
 def _parquet_row(batch: Any, index: int, where: str) -> Any:
@@ -261,9 +263,11 @@ def _parquet_row(batch: Any, index: int, where: str) -> Any:
         return batch.slice(index, 1).to_pylist()[0]
     except UnicodeDecodeError as error:
         return problem(where, "UTF-8 text", str(error), "write the file again")
+    except Exception as error:  # whatever the class of a value raises
+        return problem(where, "values that Python can hold", f"an error ({error})", "write the column as text or numbers")
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path], Rows]] = {
     ".jsonl": read_jsonl,
     ".csv": read_table,
     ".tsv": read_table,

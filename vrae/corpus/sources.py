@@ -6,16 +6,18 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vrae.config import CleaningConfig, SourceConfig
+from vrae.config import CleaningConfig, SourceConfig, shown
 from vrae.corpus.layouts import Dialogue, Group, RowReader, numbered, split_name
-from vrae.corpus.readers import READERS, TEXT_KINDS, Row, open_file, problem, read_text, row_place, text_layout
+from vrae.corpus.readers import READERS, TEXT_KINDS, Rows, open_file, problem, read_text, row_place, text_layout
 from vrae.errors import DataError
 
 __all__ = ["Dialogue", "Source", "SourceStats", "assign_split", "open_source", "read_dialogues"]
@@ -27,6 +29,7 @@ NOT_STATED = "not stated"
 SUFFIXES = (".txt", *READERS)
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_NAMES_NO_FILE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # surrogates besides these stand for bytes that are not UTF-8
 _FILE_LIKE = re.compile(r"\.(txt|jsonl?|[ct]sv|parquet|gz|zip|zst|xz|bz2|md|xlsx?|ya?ml|arrow|pkl|db)$", re.IGNORECASE)
 
 
@@ -144,7 +147,7 @@ class _Part:
     id: str
     split: str
     config: SourceConfig
-    rows: Iterator[Row]
+    rows: Rows
 
 
 class RowSource(Source):
@@ -164,9 +167,10 @@ class RowSource(Source):
     def __iter__(self) -> Iterator[Dialogue]:
         self.stats = stats = SourceStats(licence=self.licence)
         for part in self._parts():
-            for dialogue in self._dialogues(part):
-                stats.dialogues += 1
-                yield replace(dialogue, split=part.split) if part.split else dialogue
+            with closing(part.rows):
+                for dialogue in self._dialogues(part):
+                    stats.dialogues += 1
+                    yield replace(dialogue, split=part.split) if part.split else dialogue
         if not stats.rows:
             raise problem(self.config.source, "dialogues", self._nothing(), f"accepted are {ACCEPTED}")
         if not stats.dialogues:
@@ -221,12 +225,13 @@ class FileSource(RowSource):
 
     def __init__(self, config: SourceConfig) -> None:
         """Raises DataError when there is no such file, or none of an accepted kind."""
-        self.path = Path(config.source).expanduser()
+        # os.path leaves `~nobody` as it is, and says of a name that no file system would take that there is none; Path raises
+        self.path = Path(os.path.expanduser(config.source) if _NAMES_NO_FILE.search(config.source) is None else config.source)
         super().__init__(self.path.name, config)
         self._suffix = self.path.suffix.lower()
-        if not self.path.exists():
-            raise DataError(f"{config.source}: no such file; accepted are {ACCEPTED}")
-        if not self.path.is_file():
+        if not os.path.exists(self.path):
+            raise DataError(f"{shown(config.source, 500)}: no such file; accepted are {ACCEPTED}")
+        if not os.path.isfile(self.path):
             raise problem(config.source, "a file", "something else", f"accepted are {ACCEPTED}")
         if self._suffix not in SUFFIXES:
             got = self._suffix or "no ending"
@@ -298,7 +303,7 @@ class HubSource(RowSource):
         except Exception as error:  # whatever the library, the network or the set's owner does wrong
             raise _hub_error(config.source, error) from error
 
-    def _rows(self, rows: Any) -> Iterator[Row]:
+    def _rows(self, rows: Any) -> Rows:
         number = 0
         iterator = iter(rows)
         while True:
@@ -328,7 +333,7 @@ class HubSource(RowSource):
 def _hub_error(source: str, error: Exception) -> DataError:
     """What went wrong with a data set on the Hub, in one line with a remedy."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:2])[:300]
+    text = shown(" ".join(lines[:2]), 300)
     if "scripts are no longer supported" in text:
         return DataError(f"{source}: needs a loading script, which is never run; try --revision refs/convert/parquet")
     if "gated dataset" in text:
@@ -358,7 +363,7 @@ def open_source(config: SourceConfig) -> Source:
     if config.source == "chitchat":
         return ChitchatSource()
     could_be_hub = _HUB_ID.fullmatch(config.source) and not _FILE_LIKE.search(config.source)
-    if could_be_hub and not Path(config.source).exists():
+    if could_be_hub and not os.path.exists(config.source):
         return HubSource(config)
     return FileSource(config)
 

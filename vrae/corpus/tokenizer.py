@@ -15,6 +15,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from vrae.config import shown
 from vrae.errors import DataError, ModelError
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
@@ -85,8 +86,10 @@ class Tokenizer:
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             loaded = bool(model) and self._processor.LoadFromSerializedProto(model)
-        except RuntimeError as error:
-            raise ModelError(f"{name}: not a SentencePiece model ({str(error)[:120]})") from None
+            if loaded:
+                self.pieces(range(len(self)))  # each is UTF-8
+        except (RuntimeError, UnicodeDecodeError) as error:
+            raise ModelError(f"{name}: not a SentencePiece model ({shown(str(error), 120)})") from None
         if not loaded or self._processor.get_piece_size() == 0:
             raise ModelError(f"{name}: not a SentencePiece model (no pieces)")
         specials = tuple(getattr(self._processor, f"{s}_id")() for s in ("pad", "unk", "bos", "eos"))

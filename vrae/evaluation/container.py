@@ -24,7 +24,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from vrae.config import from_dict
+from vrae.config import from_dict, shown
 from vrae.corpus.batches import Window
 from vrae.corpus.tokenizer import EOS
 from vrae.errors import ConfigError, DataError, ModelError, UserError
@@ -104,7 +104,7 @@ def unpack(container: bytes, name: str) -> tuple[Header, np.ndarray]:
     try:
         header: Header = from_dict(Header, json.loads(head), "header")
     except (ValueError, RecursionError, ConfigError) as error:
-        raise DataError(f"{name}: damaged: {error!s:.200}") from None
+        raise DataError(f"{name}: damaged: {shown(str(error), 200)}") from None
     if len(words) % 4 or not any(words[-4:]):
         raise DataError(f"{name}: damaged: no coder leaves these {len(words)} bytes")
     return header, np.frombuffer(words, "<u4").astype(np.uint32)
@@ -131,16 +131,16 @@ def compare(header: Header, here: Identity, name: str) -> None:
     """Raises ModelError or UserError, naming what differs."""
     if (header.model, header.tokenizer) != (here.model, here.tokenizer):
         raise ModelError(
-            f"{name}: compressed with another model: weights {header.model:.40}, tokenizer {header.tokenizer:.40}; here "
-            f"{here.model}, {here.tokenizer}. Pass as --model what it was compressed with"
+            f"{name}: compressed with another model: weights {shown(header.model)}, tokenizer {shown(header.tokenizer)}; "
+            f"here {here.model}, {here.tokenizer}. Pass as --model what it was compressed with"
         )
     if header.machine != here.machine:
         raise UserError(
-            f"{name}: compressed under {header.machine:.200}; here is {here.machine}. The model's numbers may differ in their "
-            "last bits, and the text would be lost: decompress it where it was compressed"
+            f"{name}: compressed under {shown(header.machine, 200)}; here is {here.machine}. The model's numbers may differ "
+            "in their last bits, and the text would be lost: decompress it where it was compressed"
         )
     if header.arithmetic != here.arithmetic:
         raise UserError(
-            f"{name}: compressed where the model computes other numbers (probe {header.arithmetic:.40}, here "
+            f"{name}: compressed where the model computes other numbers (probe {shown(header.arithmetic)}, here "
             f"{here.arithmetic}), though both are {here.machine}: decompress it on the processor it was compressed on"
         )

@@ -5,7 +5,6 @@ Shape legend: E vector size, W words, R words of the reference, H words of the h
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from vrae.corpus.readers import MAX_LINE_BYTES, open_file, problem
 from vrae.errors import DataError
 
 Oov = Literal["drop", "random"]  # what becomes of a word without vector: left out, or given a random one
+_LARGEST = float(np.finfo(np.float32).max)
 RANDOM_DEVIATION = 0.1  # standard deviation of each number of a random vector, as in DialogWAE (Gu et al. 2019)
 
 
@@ -55,13 +55,13 @@ class WordVectors:
                 line = line.rstrip()
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
-                    if header := re.fullmatch(rb"(\d+)\s+([1-9]\d*)", line):
+                    if header := re.fullmatch(rb"(\d{1,15})\s+([1-9]\d{0,8})", line):
                         announced, size = int(header[1]), int(header[2])
                         continue
                     size = len(line.split()) - 1
                 word, numbers = _split(line, size, f"{path}:{number}")
                 if word not in found and (word in wanted or number <= 2):
-                    found[word] = _vector(numbers, f"{path}:{number}")
+                    found[word] = _vector(numbers, size, f"{path}:{number}")
         vectors = {wanted[word]: vector_E for word, vector_E in found.items() if word in wanted}
         if not number:
             raise problem(str(path), "word vectors", "an empty file", "pass a text file of GloVe or word2vec format")
@@ -103,8 +103,10 @@ def _split(line: bytes, size: int, where: str) -> tuple[bytes, bytes]:
     return b" ".join(fields[: extra + 1]), b" ".join(fields[extra + 1 :])
 
 
-def _vector(numbers: bytes, where: str) -> np.ndarray:
+def _vector(numbers: bytes, size: int, where: str) -> np.ndarray:
     fields = numbers.split()
+    if len(fields) != size:  # other white space than the spaces that `_split` has counted
+        raise problem(where, f"{size} numbers, as on the lines above", str(len(fields)), "put one space between numbers")
     for field in fields:
         if not _is_number(field):
             raise problem(where, "a number", repr(field.decode("utf-8", "replace"))[:40], "pass a file in text format")
@@ -113,7 +115,7 @@ def _vector(numbers: bytes, where: str) -> np.ndarray:
 
 def _is_number(field: bytes) -> bool:
     try:
-        return math.isfinite(float(field))
+        return abs(float(field)) <= _LARGEST
     except ValueError:
         return False
 

@@ -20,23 +20,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+import reprlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from vrae.config import shown
 from vrae.corpus.readers import READERS, problem, read_text, row_place
 from vrae.errors import DataError, ModelError, UserError
 from vrae.files import to_json, write_file
 from vrae.generation.pipeline import Pipeline
+from vrae.generation.vector_search import LARGEST
 
 FORMAT = 1
 FOLDS = 5
 MAX_STRENGTH = 10.0
 _MAX_BYTES = 2**22  # of an attribute's file
 Along = Literal["means", "normal"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Attribute:
 
     def check(self, pipeline: Pipeline) -> None:
         """Raises ModelError where the attribute was learnt in the latent space of another model."""
-        if self.model != pipeline.fingerprint():
+        if self.model != pipeline.fingerprint() or len(self.normal_Z) != pipeline.model.config.latent_size:
             raise ModelError(f"attribute {self.name!r}: was learnt with another model. Learn it again with this one")
 
     def save(self, path: str | Path) -> None:
@@ -95,27 +100,45 @@ class Attribute:
             raise UserError(f"{path}: not JSON ({error!s:.80})") from None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             version = values.get("format") if isinstance(values, dict) else None
-            raise UserError(f"{path}: attribute format {version!r:.40}, this vrae reads {FORMAT}")
+            raise UserError(f"{path}: attribute format {reprlib.repr(version)}, this vrae reads {FORMAT}")
         try:
             attribute = cls(
-                name=str(values["name"]),
-                labels=(str(values["labels"][0]), str(values["labels"][1])),
-                direction_Z=tuple(float(x) for x in values["direction_Z"]),
-                normal_Z=tuple(float(x) for x in values["normal_Z"]),
-                offset=float(values["offset"]),
-                distance=float(values["distance"]),
-                accuracy=float(values["accuracy"]),
-                sentences=(int(values["sentences"][0]), int(values["sentences"][1])),
-                model=str(values["model"]),
+                name=_text(values["name"]),
+                labels=_two(values["labels"], _text),
+                direction_Z=tuple(map(_number, values["direction_Z"])),
+                normal_Z=tuple(map(_number, values["normal_Z"])),
+                offset=_number(values["offset"]),
+                distance=_number(values["distance"]),
+                accuracy=_number(values["accuracy"]),
+                sentences=_two(values["sentences"], lambda count: int(_number(count))),
+                model=_text(values["model"]),
             )
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            raise UserError(f"{path}: damaged attribute ({type(error).__name__}: {error!s:.80})") from None
-        numbers = (*attribute.direction_Z, *attribute.normal_Z, attribute.offset, attribute.distance)
-        if not all(map(math.isfinite, numbers)) or not any(attribute.normal_Z):
-            raise UserError(f"{path}: damaged attribute (its numbers are not finite, or its normal is zero)")
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: damaged attribute ({type(error).__name__}: {shown(str(error))})") from None
         if len(attribute.direction_Z) != len(attribute.normal_Z):
             raise UserError(f"{path}: damaged attribute (direction_Z and normal_Z differ in length)")
+        # by this a projection is 0 at the one mean and 1 at the other; no zero and no overflow can pass it
+        if not math.isclose(np.dot(attribute.normal_Z, attribute.direction_Z), 1, abs_tol=1e-6):
+            raise UserError(f"{path}: damaged attribute (direction_Z . normal_Z is not 1)")
         return attribute
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{reprlib.repr(value)} is no text")
+    return shown(value, 1000)
+
+
+def _number(value: object) -> float:
+    # NaN is not within the bounds either
+    if not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
+        raise TypeError(f"{reprlib.repr(value)} is no number of at most {LARGEST:g}")
+    return float(value)
+
+
+def _two(values: Sequence[object], read: Callable[[object], T]) -> tuple[T, T]:
+    first, second = values
+    return read(first), read(second)
 
 
 @dataclass(frozen=True)
@@ -250,12 +273,12 @@ def read_labelled(path: str | Path) -> tuple[tuple[str, str], tuple[list[str], l
     for number, text, row in _texts(path):
         label = row.get("label") if isinstance(row, dict) else None
         if not isinstance(label, (str, int)) or label == "":
-            got = f"{label!r:.40}"
+            got = reprlib.repr(label)
             raise problem(f"{row_place(path)}{number}", "a label, text or number,", got, "give every sentence its label")
         found.setdefault(str(label), []).append(text)
     if len(found) != 2:
-        names = ", ".join(sorted(found)[:5])
-        raise DataError(f"{path}: an attribute is between two labels. Got {len(found)} ({names:.120})")
+        names = shown(", ".join(sorted(found)[:5]), 120)
+        raise DataError(f"{path}: an attribute is between two labels. Got {len(found)} ({names})")
     first, second = sorted(found)
     return (first, second), (found[first], found[second])
 
@@ -278,10 +301,11 @@ def _texts(path: Path) -> Iterator[tuple[int, str, Any]]:
         rows = READERS[suffix](path)
     else:
         raise DataError(f"{path}: sentences are read from .txt, {', '.join(READERS)}. Got {suffix or 'no suffix'}")
-    for number, row in rows:
-        if isinstance(row, DataError):
-            raise row
-        text = row.get("text") if isinstance(row, dict) else row
-        if not isinstance(text, str) or not text.strip():
-            raise problem(f"{row_place(path)}{number}", "a text", f"{text!r:.40}", 'name the column or key "text"')
-        yield number, text.strip(), row
+    with closing(rows):
+        for number, row in rows:
+            if isinstance(row, DataError):
+                raise row
+            text = row.get("text") if isinstance(row, dict) else row
+            if not isinstance(text, str) or not text.strip():
+                raise problem(f"{row_place(path)}{number}", "a text", reprlib.repr(text), 'name the column or key "text"')
+            yield number, text.strip(), row

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import io
 import json
+import reprlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,7 +29,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vrae.config import BatchConfig
+from vrae.config import shown
 from vrae.corpus.prepared import Corpus
 from vrae.errors import DataError, ModelError, UserError
 from vrae.files import check_folder, to_json, write_folder
@@ -106,7 +108,7 @@ class Index:
                 f"{name}: {VECTORS} must hold float32 {(N, Z)}, one for each of {TURNS}, of the latent size. Got {got}"
             )
         ends_N = records_N["end"]
-        if ends_N[0] < 1 or (np.diff(ends_N) < 1).any() or ends_N[-1] != len(texts):
+        if ends_N[0] < 1 or (ends_N[1:] <= ends_N[:-1]).any() or ends_N[-1] != len(texts):
             raise DataError(f"{name}: the places of texts in {TURNS} do not fit the {len(texts)} bytes of {TEXTS}")
         if not sound(vectors_NZ):
             raise DataError(f"{name}: {VECTORS} holds something else than numbers of at most {LARGEST:g}")
@@ -153,8 +155,7 @@ class Index:
 
         The corpus may have another tokenizer than the model: what is encoded is text.
         """
-        trained = model.info.get("run", {}).get("batches", {})
-        limit = trained.get("max_turn_tokens", BatchConfig().max_turn_tokens)
+        limit = model.longest_turn
         turns = len(corpus[split].speakers)
         source = {"corpus": corpus.fingerprint, "split": split, "turns": turns, "max_turn_tokens": limit}
         return cls.build(model, corpus_turns(corpus, split, limit), source, quiet=quiet)
@@ -187,23 +188,25 @@ class Index:
         folder = Path(folder)
         remedy = "Build one with `vrae neighbours build`"
         if problem := check_folder(folder):
-            raise DataError(f"--index {folder}: no index, or a damaged one: {problem}. {remedy}")
+            raise DataError(f"--index {folder}: no index, or a damaged one: {shown(problem, 300)}. {remedy}")
         name = INFO
         try:
             info = json.loads((folder / INFO).read_bytes())
             version, built_with, source = info["format"], info["model"], dict(info["source"])
-            # unlike np.load, opens arrays alone: neither archives nor pickles
-            name = VECTORS
-            vectors_NZ = np.lib.format.open_memmap(folder / VECTORS, mode="r")
-            name = TURNS
-            records_N = np.lib.format.open_memmap(folder / TURNS, mode="r")
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # Python's parser warns of what a damaged header may hold
+                # unlike np.load, opens arrays alone: neither archives nor pickles
+                name = VECTORS
+                vectors_NZ = np.lib.format.open_memmap(folder / VECTORS, mode="r")
+                name = TURNS
+                records_N = np.lib.format.open_memmap(folder / TURNS, mode="r")
             name = TEXTS
             texts = np.memmap(folder / TEXTS, np.uint8, "r")
         except Exception as error:  # a damaged header makes numpy raise whatever its parser does
-            what = " ".join(f"{type(error).__name__}: {error}".split())
-            raise DataError(f"--index {folder}: cannot read {name} ({what:.120}). {remedy}") from None
+            what = shown(f"{type(error).__name__}: {error}", 120)
+            raise DataError(f"--index {folder}: cannot read {name} ({what}). {remedy}") from None
         if version != FORMAT:
-            raise DataError(f"--index {folder}: index format {version!r:.40}, this vrae reads {FORMAT}. {remedy}")
+            raise DataError(f"--index {folder}: index format {reprlib.repr(version)}, this vrae reads {FORMAT}. {remedy}")
         if built_with != model.fingerprint():
             raise ModelError(f"--index {folder}: was built with another model. Pass that one, or build an index of this one")
         return cls(model, vectors_NZ, records_N, texts, source, f"--index {folder}")

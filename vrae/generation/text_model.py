@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from vrae.config import CleaningConfig, DecodingConfig, from_dict
+from vrae.config import BatchConfig, CleaningConfig, DecodingConfig, from_dict
 from vrae.corpus.batches import Batch, Window, collate
 from vrae.corpus.cleaning import Cleaner
 from vrae.corpus.tokenizer import Tokenizer
@@ -52,6 +52,14 @@ class TextModel:
         corpus = info.get("corpus")
         cleaning = corpus.get("cleaning", {}) if isinstance(corpus, dict) else {}
         self._cleaner = Cleaner(from_dict(CleaningConfig, cleaning, "config.json: corpus.cleaning"))
+
+    @property
+    def longest_turn(self) -> int:
+        """The most tokens that a turn had in training; the default of `BatchConfig` where `info` does not say."""
+        run = self.info.get("run")
+        trained = run.get("batches") if isinstance(run, dict) else None
+        limit = trained.get("max_turn_tokens") if isinstance(trained, dict) else None
+        return limit if type(limit) is int else BatchConfig().max_turn_tokens
 
     def windows(self, texts: Sequence[str], contexts: Iterable[str | Sequence[str]] | None = None) -> list[Window]:
         """Each text as a target, cleaned and encoded, after its context (its turns, oldest first; empty: none).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import reprlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from vrae.config import ModelConfig, from_dict
+from vrae.config import ModelConfig, from_dict, shown
 from vrae.corpus.tokenizer import Tokenizer
 from vrae.errors import ConfigError, ModelError
 from vrae.files import to_json
@@ -22,6 +23,7 @@ FORMAT = 1
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
 _MAX_CONFIG_BYTES = 2**20
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LARGEST = 1e4  # weight; trained ones are far below, and sums of products of such stay finite
 _ALWAYS_BUILT = 2**24  # parameters of a model that is built before its file is known to have as many
 
 
@@ -83,31 +85,33 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except (OSError, safetensors.SafetensorError, ValueError) as error:
-        raise ModelError(f"{path}: not a safetensors file, or damaged: {str(error)[:200]}") from None
+        raise ModelError(f"{path}: not a safetensors file, or damaged: {shown(str(error), 200)}") from None
 
 
 def _fill(model: nn.Module, stored: dict[str, torch.Tensor], path: Path) -> None:
     tensors = _tensors(model)
     for problem, names in (("lacks", tensors.keys() - stored.keys()), ("has unknown", stored.keys() - tensors.keys())):
         if names:
-            raise ModelError(f"{path}: {problem} {', '.join(sorted(names)[:5]):.200}")
+            raise ModelError(f"{path}: {problem} {shown(', '.join(sorted(names)[:5]), 200)}")
     with torch.no_grad():
         for name, tensor in tensors.items():
             value = stored[name]
             if value.dtype not in _DTYPES:
                 raise ModelError(f"{path}: {name} must hold floating-point numbers of 16 to 64 bits. Got {value.dtype}")
             if value.shape != tensor.shape:
-                raise ModelError(f"{path}: {name} must have shape {tuple(tensor.shape)}. Got {tuple(value.shape)}")
+                raise ModelError(f"{path}: {name} must have shape {tuple(tensor.shape)}. Got {shown(str(tuple(value.shape)))}")
             tensor.copy_(value)
             if not torch.isfinite(tensor).all():
                 raise ModelError(f"{path}: {name} holds values that are not finite numbers")
+            if tensor.numel() and tensor.abs().max() > _LARGEST:
+                raise ModelError(f"{path}: {name} holds numbers beyond {_LARGEST:g}, with which sums may overflow")
 
 
 def _fewest_parameters(config: ModelConfig) -> int:
-    """Those of the largest matrices, so that no memory is asked for on the word of a config.json alone."""
-    V, E, H, Z, K = config.vocab_size, config.embedding_size, config.hidden_size, config.latent_size, config.context_turns
-    C = config.context_size if K else 0
-    return V * E + 3 * H * (H + E) + 3 * C * (C + H) + (config.decoder_layers * H + E) * (Z + C)
+    """All but some of a flow's, so that no memory is asked for on the word of a config.json alone."""
+    with torch.device("meta"):  # tensors without numbers
+        plain = _tensors(VRAE(dataclasses.replace(config, flow_steps=0)))
+    return sum(tensor.numel() for tensor in plain.values()) + config.flow_steps * config.hidden_size * config.latent_size
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -123,5 +127,5 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: not JSON: {error}") from None
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         version = info.get("format") if isinstance(info, dict) else None
-        raise ModelError(f"{path}: model format {version!r:.40}, this vrae reads {FORMAT}")
+        raise ModelError(f"{path}: model format {reprlib.repr(version)}, this vrae reads {FORMAT}")
     return info

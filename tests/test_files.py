@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vrae.files import MANIFEST, check_folder, to_json, write_file, write_folder
+from vrae.files import MANIFEST, check_folder, first_sound, mend, remove_folder, to_json, write_file, write_folder
 
 FILES = {"a.bin": bytes(range(256)), "b.txt": "naïve ☕".encode(), "empty": b""}
 
@@ -167,3 +167,69 @@ def test_json_is_readable_and_comes_back() -> None:
     value = {"text": "naïve ☕", "number": 0.1, "list": [1, None, True]}
     assert json.loads(to_json(value)) == value
     assert "naïve ☕" in to_json(value).decode()
+
+
+@pytest.mark.parametrize("names", [["a.bin"], ["b.txt", "a.bin"]])
+def test_a_damaged_file_that_is_not_asked_for_is_none(folder: Path, names: list[str]) -> None:
+    (folder / "empty").write_bytes(b"no longer")
+    assert check_folder(folder, names) == ""
+    assert "empty" in check_folder(folder, [*names, "empty"])
+
+
+def test_a_file_that_the_manifest_does_not_list_is_not_sound(folder: Path) -> None:
+    (folder / "c.bin").write_bytes(b"")
+    assert MANIFEST in check_folder(folder, ["c.bin"])
+
+
+def test_the_first_sound_folder_is_found_and_those_before_are_named(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "abcd"]
+    for path in folders[1:]:
+        write_folder(path, FILES)
+    (folders[1] / "a.bin").write_bytes(b"damaged")
+    found, damaged = first_sound(folders, FILES)
+    assert found == folders[2]
+    assert [line.split(":")[0] for line in damaged] == [str(path) for path in folders[:2]]
+    assert "a.bin" in damaged[1]
+    assert first_sound(folders[:2], FILES) == (None, damaged)
+
+
+# What a killed process leaves
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_kill_while_a_folder_is_replaced_is_mended(folder: Path, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill runs no clean-up code, so neither do the functions that would clean up here."""
+    calls = iter(range(1, 9))
+
+    def replace(*arguments: Any) -> None:
+        real(*arguments)
+        if next(calls) >= call:
+            monkeypatch.setattr(os, "replace", lambda *_: None)
+            monkeypatch.setattr("shutil.rmtree", lambda *_, **__: None)
+            raise CrashError
+
+    real = os.replace
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(CrashError):
+        write_folder(folder, {"c.bin": b"new"})
+    monkeypatch.undo()
+    assert len(list(folder.parent.iterdir())) == 2
+    mend(folder.parent)
+    assert content(folder) == (FILES if call == 1 else {"c.bin": b"new"})
+    assert check_folder(folder) == ""
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_mending_takes_what_is_unfinished_and_nothing_else(tmp_path: Path) -> None:
+    kept = [".hidden", ".tmp", "run.json.tmp-1", ".other.new-1", "file"]
+    for name in (*kept, ".file.tmp-77"):
+        (tmp_path / name).write_bytes(b"")
+    write_folder(tmp_path / ".step-1.tmp-77", FILES)
+    mend(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    mend(tmp_path / "nothing")
+
+
+def test_a_folder_is_removed(folder: Path) -> None:
+    remove_folder(folder)
+    assert list(folder.parent.iterdir()) == []

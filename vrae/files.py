@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,39 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     shutil.rmtree(older, ignore_errors=True)
 
 
-def check_folder(path: Path) -> str:
-    """Compares a folder with its manifest. Returns what is wrong, or an empty string."""
+def remove_folder(path: Path) -> None:
+    """Removes a folder; at no moment has a part of it the name of the whole."""
+    removed = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    os.replace(path, removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+def mend(folder: Path) -> None:
+    """Removes what killed processes left half-written in `folder`, and puts back what one was just replacing.
+
+    For a folder that no other process writes to.
+    """
+    for left in folder.glob(".*.*-*"):
+        name, _, kind = left.name[1:].rpartition(".")
+        if kind.startswith("old-") and not (folder / name).exists():
+            os.replace(left, folder / name)
+        elif not kind.startswith(("old-", "tmp-")):
+            continue
+        elif left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def check_folder(path: Path, names: Collection[str] = ()) -> str:
+    """Compares a folder with its manifest: files `names`, or without any all that are listed.
+
+    Returns what is wrong, or an empty string.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())["files"]
-        for name, expected in manifest.items():
-            data = (path / Path(name).name).read_bytes()
+        for name in names or manifest.keys():
+            expected, data = manifest[name], (path / Path(name).name).read_bytes()
             if len(data) != expected["bytes"]:
                 return f"{name} has {len(data)} bytes, not {expected['bytes']}"
             if hashlib.sha256(data).hexdigest() != expected["sha256"]:
@@ -66,6 +93,16 @@ def check_folder(path: Path) -> str:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is damaged"
     return ""
+
+
+def first_sound(folders: Iterable[Path], names: Collection[str]) -> tuple[Path | None, list[str]]:
+    """The first of `folders` in which files `names` are as its manifest says, and a line about each before it."""
+    damaged: list[str] = []
+    for folder in folders:
+        if not (problem := check_folder(folder, names)):
+            return folder, damaged
+        damaged.append(f"{folder}: damaged ({problem})")
+    return None, damaged
 
 
 def to_json(value: Any) -> bytes:

@@ -341,24 +341,27 @@ def test_an_unknown_key_of_a_yaml_is_named(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (b"\xff\xfe", "--config"),
+        (b"\xff\xfe", "config"),
         (b"model: null\n", "--config: model must hold settings by name. Got None"),
-        (b"[" * 20_000, "--config"),
-        (b"train: {max_steps: " + b"9" * 5000 + b"}", "--config"),
+        (b"[" * 20_000, "config"),
+        (b"train: {max_steps: " + b"9" * 5000 + b"}", "config"),
     ],
     ids=["bytes", "null", "deep", "huge"],
 )
-def test_a_hostile_yaml_is_one_line(given: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_hostile_yaml_is_refused(given: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.yaml").write_bytes(given)
-    try:
-        code = main(["train", "--config", str(tmp_path / "x.yaml"), "--data", "a", "--out", "b"])
-    except SystemExit as stop:  # the parser's own refusal
-        assert stop.code == 2
-        return
-    assert code == 2
+    assert exit_code(["train", "--config", str(tmp_path / "x.yaml"), "--data", "a", "--out", "b"]) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert error.count("\n") == 1
+    assert "Traceback" not in error
+
+
+def exit_code(arguments: list[str]) -> object:
+    """Of the command, or of the parser's own refusal."""
+    try:
+        return main(arguments)
+    except SystemExit as stop:
+        return stop.code
 
 
 def test_print_config_gives_a_yaml_that_is_accepted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

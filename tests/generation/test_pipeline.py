@@ -596,6 +596,13 @@ class TestRefusals:
         assert np.isfinite(pipeline.encode([text])[0]).all()
 
 
+def flip(path: Path) -> None:
+    """Changes a bit of the last number, which leaves the file as readable as it was."""
+    data = bytearray(path.read_bytes())
+    data[-4] ^= 1
+    path.write_bytes(data)
+
+
 class TestFolder:
     @pytest.fixture
     def files(self, corpus: Corpus) -> dict[str, bytes]:
@@ -621,19 +628,62 @@ class TestFolder:
             ({"best": "step-1\n"}, "step-1"),
             ({"best": "/elsewhere/../step-1"}, "step-1"),
             ({"best": "", "last": "step-2"}, "step-2"),
+            ({"best": "\0", "last": "x" * 5000}, "step-3"),
+            ({}, "step-3"),
         ],
-        ids=str,
+        ids=lambda value: str(value)[:50],
     )
     def test_of_a_run_is_its_best_checkpoint_else_its_last(
-        self, tmp_path: Path, pointers: dict[str, str], expected: str
+        self, files: dict[str, bytes], tmp_path: Path, pointers: dict[str, str], expected: str
     ) -> None:
         checkpoints = tmp_path / "run" / "checkpoints"
-        for name in ("step-1", "step-2"):
-            write_folder(checkpoints / name, {"config.json": b"{}"})
+        for name in ("step-1", "step-2", "step-3"):
+            write_folder(checkpoints / name, files)
         for name, target in pointers.items():
             (checkpoints / name).write_text(target)
         assert model_folder(tmp_path / "run") == checkpoints / expected
         assert model_folder(checkpoints / "step-2") == checkpoints / "step-2"
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.model", "manifest.json"])
+    @pytest.mark.parametrize(("damaged", "expected"), [([2], 3), ([2, 3], 4), ([2, 3, 4], 1)], ids=str)
+    def test_of_a_run_that_is_damaged_is_named_and_passed_over(
+        self,
+        files: dict[str, bytes],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        name: str,
+        damaged: list[int],
+        expected: int,
+    ) -> None:
+        folders = [tmp_path / "checkpoints" / f"step-{number}" for number in range(5)]
+        for folder in folders[1:]:
+            write_folder(folder, {**files, "optimizer.safetensors": b"not read"})
+        (tmp_path / "checkpoints" / "best").write_text("step-2")
+        (tmp_path / "checkpoints" / "last").write_text("step-3")
+        (folders[expected] / "optimizer.safetensors").write_bytes(b"other")  # no part of the model
+        for number in damaged:
+            (folders[number] / name).write_bytes((folders[number] / name).read_bytes()[:-9])
+        assert model_folder(tmp_path) == folders[expected]
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == len(damaged)
+        for line, number in zip(said, damaged, strict=True):
+            assert line.startswith(f"vrae: warning: {folders[number]}: damaged ({name}")
+            assert line.endswith(f"; using {folders[expected]}")
+
+    def test_of_a_run_without_a_whole_one_is_refused_and_names_each(self, files: dict[str, bytes], tmp_path: Path) -> None:
+        for folder in ("step-1", "step-2"):
+            write_folder(tmp_path / "checkpoints" / folder, files)
+            flip(tmp_path / "checkpoints" / folder / "model.safetensors")
+        with pytest.raises(ModelError, match=r"step-2: damaged \(model.safetensors .*step-1: damaged \(model.safetensors"):
+            load(tmp_path)
+
+    def test_that_is_not_what_its_manifest_says_is_refused(self, files: dict[str, bytes], tmp_path: Path) -> None:
+        write_folder(tmp_path / "model", files)
+        flip(tmp_path / "model" / "model.safetensors")
+        with pytest.raises(ModelError, match=r"model: damaged \(model.safetensors has another sha256"):
+            load(tmp_path / "model")
+        (tmp_path / "model" / "manifest.json").unlink()  # one from the Hub has none
+        load(tmp_path / "model")
 
     def test_is_refused_where_there_is_none(self, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="gone: no such folder"):

@@ -166,12 +166,35 @@ class TestKeeping:
         Checkpoints(tmp_path, 1).restore(*pair)
         assert_same_bits(tensors(*pair), tensors(*model_and_optimizer(1)))
 
-    def test_what_a_killed_run_was_writing_goes_with_the_next(self, save: Callable[..., Path], tmp_path: Path) -> None:
-        unfinished = tmp_path / "checkpoints" / ".step-00000002.tmp-123"
-        unfinished.mkdir(parents=True)
-        (unfinished / "model.safetensors").write_bytes(b"half")
-        save(2)
-        assert names(tmp_path) == {"step-00000002", "last"}
+    def test_an_older_one_is_whole_or_gone(
+        self, save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def killed(*arguments: Any, **options: Any) -> None:
+            raise KeyboardInterrupt
+
+        save(1)
+        monkeypatch.setattr("shutil.rmtree", lambda path, **_: path.name.startswith(".step-00000001") and killed())
+        with pytest.raises(KeyboardInterrupt):
+            save(2)
+        assert {name for name in names(tmp_path) if not name.startswith(".")} == {"step-00000002", "last"}
+
+    def test_a_kill_before_the_pointers_moved_is_mended_by_the_next(self, save: Callable[..., Path], tmp_path: Path) -> None:
+        save(1, best=1)
+        save(2, best=2)
+        for name in ("best", "last"):
+            (tmp_path / "checkpoints" / name).write_text("step-00000001")
+        Checkpoints(tmp_path, 1).restore(*model_and_optimizer())
+        assert pointer(tmp_path, "best") == pointer(tmp_path, "last") == "step-00000002"
+
+    def test_going_back_from_a_damaged_one_forgets_it(self, save: Callable[..., Path], tmp_path: Path) -> None:
+        for step, best in ((1, 1), (2, 1), (4, 4)):
+            save(step, best, keep_last=3)
+        truncate(tmp_path / "checkpoints" / "step-00000004" / STATE)
+        restored = Checkpoints(tmp_path, 3).restore(*model_and_optimizer())
+        assert restored.state["step"] == 2
+        assert (pointer(tmp_path, "best"), pointer(tmp_path, "last")) == ("step-00000001", "step-00000002")
+        save(3, best=3, keep_last=2)  # the damaged one is none of the two that are kept
+        assert names(tmp_path) == {"step-00000002", "step-00000003", "best", "last"}
 
     @pytest.mark.parametrize("call", range(1, 11))
     def test_a_full_disk_while_saving_leaves_the_one_before_or_the_new_one_whole(

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,9 +25,12 @@ from torch import Tensor
 import vrae.training.trainer as trainer
 from vrae.apps.cli import main
 from vrae.config import BatchConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
+from vrae.corpus.batches import Batch
 from vrae.corpus.prepared import Corpus, prepare
-from vrae.errors import ConfigError, DivergenceError, UserError
+from vrae.corpus.tokenizer import EOS
+from vrae.errors import ConfigError, DivergenceError, ModelError, UserError
 from vrae.evaluation.likelihood import Bound
+from vrae.files import write_folder
 from vrae.generation.pipeline import load
 from vrae.model.vrae import ElboTerms
 from vrae.training.monitor import read_records
@@ -138,6 +142,15 @@ def in_double_precision() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+BATCHES = run_config().batches
+
+
+def targets(batch: Batch) -> list[list[int]]:
+    """The ids of each target, end mark included."""
+    turns = [row[:length].tolist() for row, length in zip(batch.turns_NT, batch.turn_lengths_N.tolist(), strict=True)]
+    return [turns[place] for place in batch.target_B.tolist()]
+
+
 Hook = Callable[[Callable[[int, ElboTerms, Tensor], Any]], list[ElboTerms]]
 
 
@@ -209,6 +222,64 @@ class TestResume:
         fit(tmp_path / "stopped", corpus, resume=True)
         assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
+    @pytest.mark.parametrize("part", ["measure", "show"])
+    @pytest.mark.parametrize("step", [10, 20])
+    def test_after_a_signal_in_a_validation_does_so_too(
+        self, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, step: int
+    ) -> None:
+        fit(tmp_path / "whole", corpus)
+        real, validations = getattr(trainer, part), iter(range(10, 99, 10))
+        ended = []
+
+        def interrupted(*arguments: Any, **options: Any) -> Any:
+            if next(validations) == step:
+                signal.raise_signal(signal.SIGTERM)
+            ended.append(step)
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(trainer, part, interrupted)
+        with pytest.raises(InterruptedRunError):
+            fit(tmp_path / "stopped", corpus)
+        assert len(ended) == step // 10 - 1  # it was broken off
+        monkeypatch.undo()
+        assert (state(tmp_path / "stopped")["step"], state(tmp_path / "stopped")["validated"]) == (step, [-1, 10][step // 20])
+        assert [r["step"] for r in records(tmp_path / "stopped", "validation")] == [10][: step // 20]
+        fit(tmp_path / "stopped", corpus, resume=True)
+        assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+    def test_after_sigusr1_saves_and_goes_on(self, corpus: Corpus, tmp_path: Path, hook: Hook) -> None:
+        fit(tmp_path / "whole", corpus)
+        saved: list[set[str]] = []
+
+        def ask(at: int, terms: ElboTerms, value: Tensor) -> None:
+            saved.append({path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")})
+            if at in (3, 14):
+                signal.raise_signal(signal.SIGUSR1)
+
+        hook(ask)
+        before = signal.getsignal(signal.SIGUSR1)
+        assert fit(tmp_path / "run", corpus).step == 20
+        assert signal.getsignal(signal.SIGUSR1) == before
+        assert saved[2:4] == [set(), {"step-00000003"}]  # after the step in hand
+        assert saved[13:15] == [{"step-00000010"}, {"step-00000010", "step-00000014"}]
+        assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+    def test_before_the_first_checkpoint_starts_from_the_beginning(self, corpus: Corpus, tmp_path: Path) -> None:
+        fit(tmp_path / "whole", corpus)
+        shutil.copytree(tmp_path / "whole", tmp_path / "run")
+        shutil.rmtree(tmp_path / "run" / "checkpoints")
+        fit(tmp_path / "run", corpus, resume=True)
+        assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+    def test_of_a_state_that_another_version_wrote_is_refused(self, corpus: Corpus, tmp_path: Path) -> None:
+        fit(tmp_path, corpus)
+        path = checkpoint(tmp_path)
+        files = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "manifest.json"}
+        files["trainer.json"] = json.dumps({**json.loads(files["trainer.json"]), "novelty": 1}).encode()
+        write_folder(path, files)
+        with pytest.raises(ModelError, match=r"step-00000020: the state of another version"):
+            fit(tmp_path, corpus, resume=True)
+
     @pytest.mark.parametrize("validate_every", [10, 7, 99])
     @pytest.mark.parametrize("checkpoint_every", [10, 7, 99])
     def test_of_a_finished_run_changes_nothing(
@@ -263,8 +334,12 @@ class TestResume:
         fit(tmp_path / "run", corpus, **settings)
         newest = checkpoint(tmp_path / "run")
         (newest / "optimizer.safetensors").write_bytes(b"damaged")
-        train(run_config(**settings), corpus, tmp_path / "run", resume=True)
-        assert f"{newest}: damaged (optimizer.safetensors" in capsys.readouterr().err
+        capsys.readouterr()
+        fit(tmp_path / "run", corpus, resume=True, **settings)  # which is quiet but for this
+        said = capsys.readouterr().err
+        assert said.startswith(f"vrae: warning: {newest}: damaged (optimizer.safetensors")
+        assert said.endswith("; going on from step 10\n")
+        assert said.count("\n") == 1
         assert_same_run(tmp_path / "whole", tmp_path / "run")
 
     @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"config": {}}', '{"config": {}, "corpus": 1}', "\0"])
@@ -417,7 +492,7 @@ class TestLearning:
         self, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("vrae.generation.text_model.MAX_CHARACTERS", 9)
-        monkeypatch.setattr(trainer, "MAX_CHARACTERS", 9)
+        monkeypatch.setattr("vrae.training.monitor.MAX_CHARACTERS", 9)
         assert fit(tmp_path / "run", corpus, model=dict(context_turns=1)).step == 20
 
 
@@ -561,11 +636,62 @@ class TestBadSteps:
             fit(tmp_path / "run", corpus, train=dict(max_steps=50, checkpoint_every=5))
         assert caught.value.exit_code == 3
         assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+        assert state(tmp_path / "run")["step"] == 15
+        # What they learnt from, as the model was given it.
+        train_split, parts = corpus["train"], trainer.TrainingBatches(trainer.Windows(corpus["train"], BATCHES, 0), 1, 4)
+        found = read_records(tmp_path / "run" / "incidents.jsonl")
+        assert [(record["step"], record["event"]) for record in found] == [(step, "not finite") for step in range(8, 18)]
+        for record in found:
+            [(batch, _)] = parts.parts(record["step"] - 1)
+            assert [[*map(int, train_split.turn(turn)), EOS] for turn in record["turns"]] == targets(batch)
+        dump = json.loads((tmp_path / "run" / "diverged.json").read_bytes())
+        assert dump["step"] == 17
+        assert [row["turn"] for row in dump["batch"]] == found[-1]["turns"]
+        assert [row["ids"] for row in dump["batch"]] == [row[:-1] for row in targets(batch)]
+        assert dump["batch"][0]["text"] == corpus.tokenizer.decode(dump["batch"][0]["ids"])
 
     def test_nine_in_a_row_do_not(self, corpus: Corpus, tmp_path: Path, hook: Hook) -> None:
         hook(nan_at(*range(2, 11), *range(12, 21)))
         assert fit(tmp_path / "run", corpus, train=dict(max_steps=22)).step == 22
         assert state(tmp_path / "run")["skipped"] == 18
+
+
+class TestSpikes:
+    def test_are_on_record_with_what_they_learnt_from_and_resuming_changes_nothing_about_it(
+        self, corpus: Corpus, tmp_path: Path, hook: Hook
+    ) -> None:
+        values: list[float] = []
+
+        def spike(at: int, terms: ElboTerms, value: Tensor) -> Tensor | None:
+            values.append(float(value.detach()) * (20 if at == 60 else 1))
+            return value * 20 if at == 60 else None
+
+        hook(spike)
+        settings: dict[str, Any] = dict(train=dict(max_steps=70, validate_every=99, checkpoint_every=55))
+        fit(tmp_path / "whole", corpus, **settings)
+        [record] = read_records(tmp_path / "whole" / "incidents.jsonl")
+        assert (record["step"], record["event"]) == (60, "spike")
+        parts = trainer.TrainingBatches(trainer.Windows(corpus["train"], BATCHES, 0), 1, 4)
+        per_token = []
+        for step, value in enumerate(values[:60]):
+            [(batch, _)] = parts.parts(step)
+            per_token.append(value * len(batch.target_B) / batch.tokens)
+        assert [[*map(int, corpus["train"].turn(turn)), EOS] for turn in record["turns"]] == targets(batch)
+        assert record["loss"] == pytest.approx(per_token[-1], rel=1e-6)
+        assert record["mean"] == pytest.approx(np.mean(per_token[:-1]), rel=1e-6)
+        expected = (per_token[-1] - np.mean(per_token[:-1])) / np.std(per_token[:-1])
+        assert record["deviations"] == pytest.approx(expected, rel=1e-5)
+
+        values.clear()
+        hook(lambda at, terms, value: signal.raise_signal(signal.SIGTERM) if at == 57 else None)
+        with pytest.raises(InterruptedRunError):
+            fit(tmp_path / "stopped", corpus, **settings)
+        hook(lambda at, terms, value: value * 20 if at == 3 else None)  # step 60 again
+        fit(tmp_path / "stopped", corpus, resume=True, **settings)
+        assert read_records(tmp_path / "stopped" / "incidents.jsonl") == [record]
+
+    def test_are_not_what_a_run_does_by_itself(self, long_run: Path) -> None:
+        assert read_records(long_run / "incidents.jsonl") == []
 
 
 class TestEnd:

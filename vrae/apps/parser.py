@@ -95,7 +95,7 @@ def build_parser(chitchat: bool = False) -> ArgumentParser:
     _add_run_config(train)
     train.add_argument("--data", type=str, required=True, help="a prepared corpus")
     train.add_argument("--out", type=str, required=True, help="the run's folder")
-    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    train.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint in --out")
     train.add_argument("--dry_run", action="store_true", help="two steps, a validation and a checkpoint, to see that it works")
     train.add_argument("--quiet", action="store_true", help="no bar and no lines")
 

@@ -11,8 +11,10 @@ Shape legend: B texts, S steps, N points, Z latent.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from torch import Tensor
 from vrae.config import GREEDY, DecodingConfig, ResponseConfig
 from vrae.corpus.batches import Window
 from vrae.errors import ModelError, UserError
+from vrae.files import MANIFEST, check_folder, first_sound
 from vrae.generation.decoding import Decoded
 from vrae.generation.latent import lerp, slerp, sphere
 from vrae.generation.responses import Reply, alike, respond, words
@@ -386,18 +389,31 @@ def _download(hub_id: str) -> Path:
 
 
 def model_folder(path: Path) -> Path:
-    """`path` itself where it holds a model, or the best (else last) checkpoint of the run in it. Raises ModelError."""
+    """`path` itself where it holds a model, else the best checkpoint of the run in it.
+
+    One that is damaged is named on stderr, and the last is taken instead, else the newest that is whole.
+
+    Raises:
+        ModelError: there is none, or none is whole; each is named, with what is wrong with it.
+    """
     # os.path answers False for a name that no file system would take, where Path raises
-    if os.path.isfile(path / CONFIG):
-        return path
-    for pointer in ("best", "last"):
-        try:
-            name = (path / "checkpoints" / pointer).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
-            continue
-        folder = path / "checkpoints" / Path(name).name
-        if os.path.isfile(folder / CONFIG):
-            return folder
     if not os.path.exists(path):
         raise ModelError(f"--model {path}: no such folder. Train a model first with `vrae demo` or `vrae train`")
-    raise ModelError(f"--model {path}: neither a model folder (config.json) nor a run folder (checkpoints/best)")
+    files, checkpoints = (CONFIG, WEIGHTS, TOKENIZER), path / "checkpoints"
+    if os.path.isfile(path / CONFIG):
+        if os.path.isfile(path / MANIFEST) and (problem := check_folder(path, files)):
+            raise ModelError(f"--model {path}: damaged ({problem})")
+        return path
+    names: list[str] = []
+    for pointer in ("best", "last"):
+        with contextlib.suppress(OSError, ValueError):
+            names.append(Path((checkpoints / pointer).read_text(encoding="utf-8").strip()).name)
+    names += sorted((folder.name for folder in checkpoints.glob("step-*")), reverse=True)
+    candidates = dict.fromkeys(checkpoints / name for name in names if re.fullmatch(r"step-\d+", name))
+    folder, damaged = first_sound(candidates, files)
+    if folder is None:
+        reason = "; ".join(damaged) or "neither a model folder (config.json) nor a run folder (checkpoints/best)"
+        raise ModelError(f"--model {path}: {reason}")
+    for line in damaged:
+        print(f"vrae: warning: {line}; using {folder}", file=sys.stderr)
+    return folder

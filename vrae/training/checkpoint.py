@@ -5,14 +5,13 @@
                                      auxiliary.safetensors   networks that training alone needs, where there are any
     RUN/checkpoints/last, best       the names of two of them
 
-A checkpoint appears under its name only when it is complete and on disk; then `last` is moved. There is no random state to
-keep: all randomness is a function of the seed and the step.
+A checkpoint appears under its name only when it is complete and on disk; then `best` and `last` are moved. There is no random
+state to keep: all randomness is a function of the seed and the step.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +21,8 @@ from torch import Tensor, nn
 
 from vrae.corpus.tokenizer import Tokenizer
 from vrae.errors import ModelError
-from vrae.files import check_folder, to_json, write_file, write_folder
-from vrae.model.folder import WEIGHTS, load_weights, to_files, weights
+from vrae.files import first_sound, remove_folder, to_json, write_file, write_folder
+from vrae.model.folder import CONFIG, TOKENIZER, WEIGHTS, load_weights, to_files, weights
 from vrae.model.vrae import VRAE
 
 OPTIMIZER, AUXILIARY, STATE = "optimizer.safetensors", "auxiliary.safetensors", "trainer.json"
@@ -34,7 +33,7 @@ class Restored(NamedTuple):
 
     path: Path
     state: dict[str, Any]  # trainer.json
-    warnings: list[str]  # damaged checkpoints that were passed over
+    warnings: list[str]  # a line about each newer checkpoint: all are damaged and were passed over
 
 
 class Checkpoints:
@@ -58,7 +57,7 @@ class Checkpoints:
         state: dict[str, Any],
     ) -> Path:
         """Writes the checkpoint of `state["step"]` and moves the pointers; `best` where state["best_step"] is this step."""
-        path = self.folder / f"step-{state['step']:08d}"
+        path = self.folder / _name(state["step"])
         files = {
             **to_files(model, tokenizer, {**info, "step": state["step"]}),
             OPTIMIZER: safetensors.torch.save(_optimizer_tensors(optimizer)),
@@ -68,15 +67,12 @@ class Checkpoints:
             files[AUXILIARY] = safetensors.torch.save(weights(self.auxiliary))
         self.folder.mkdir(parents=True, exist_ok=True)
         write_folder(path, files)
-        if state["best_step"] == state["step"]:
-            write_file(self.folder / "best", path.name.encode())
-        write_file(self.folder / "last", path.name.encode())
-        keep = {path.name, self._pointer("best"), *(old.name for old in self.found()[: self.keep_last])}
+        self._point(state)
+        newest = [old for old in self.found() if old.name <= path.name]  # a later one is damaged: the run went back from it
+        keep = {_name(state["best_step"]), *(old.name for old in newest[: self.keep_last])}
         for old in self.found():
             if old.name not in keep:
-                shutil.rmtree(old)
-        for unfinished in self.folder.glob(".step-*"):  # left by a run that was killed while it saved
-            shutil.rmtree(unfinished, ignore_errors=True)
+                remove_folder(old)
         return path
 
     def found(self) -> list[Path]:
@@ -84,28 +80,33 @@ class Checkpoints:
         return sorted((p for p in self.folder.glob("step-*") if p.is_dir()), reverse=True)
 
     def restore(self, model: VRAE, optimizer: torch.optim.Optimizer) -> Restored:
-        """Loads the newest sound checkpoint into `model` and `optimizer`.
+        """Loads the newest sound checkpoint into `model` and `optimizer`; `best` and `last` become those of then.
 
         Raises:
-            ModelError: there is none.
+            ModelError: there is none; each is named, with what is wrong with it.
         """
-        warnings = []
-        for path in self.found():
-            if problem := check_folder(path):
-                warnings.append(f"{path}: damaged ({problem}); going back to the one before")
-                continue
-            state = json.loads((path / STATE).read_bytes())
-            load_weights(model, path / WEIGHTS)
-            if self.auxiliary is not None:
-                load_weights(self.auxiliary, path / AUXILIARY)
-            tensors = safetensors.torch.load((path / OPTIMIZER).read_bytes())
-            _restore_optimizer(optimizer, tensors)
-            return Restored(path, state, warnings)
-        raise ModelError("\n".join([*warnings, f"{self.folder}: no sound checkpoint to resume from"]))
+        auxiliary = () if self.auxiliary is None else (AUXILIARY,)
+        path, damaged = first_sound(self.found(), (CONFIG, WEIGHTS, TOKENIZER, OPTIMIZER, STATE, *auxiliary))
+        if path is None:
+            raise ModelError("\n".join([*damaged, f"{self.folder}: no sound checkpoint to resume from"]))
+        state = json.loads((path / STATE).read_bytes())
+        load_weights(model, path / WEIGHTS)
+        if self.auxiliary is not None:
+            load_weights(self.auxiliary, path / AUXILIARY)
+        _restore_optimizer(optimizer, safetensors.torch.load((path / OPTIMIZER).read_bytes()))
+        self._point(state)
+        return Restored(path, state, damaged)
 
-    def _pointer(self, name: str) -> str:
-        pointer = self.folder / name
-        return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+    def _point(self, state: dict[str, Any]) -> None:
+        """Moves `best` and `last`; a run that was killed between a checkpoint and this does it when it is resumed."""
+        for pointer, step in (("best", state["best_step"]), ("last", state["step"])):
+            path, name = self.folder / pointer, _name(step).encode()
+            if (self.folder / _name(step)).is_dir() and not (path.is_file() and path.read_bytes() == name):
+                write_file(path, name)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _names(optimizer: torch.optim.Optimizer) -> list[str]:

@@ -1,16 +1,34 @@
-"""What a person sees of a training run: the bar, `metrics.jsonl`, samples, and TensorBoard where asked for."""
+"""What a person sees of a training run: the bar, `metrics.jsonl`, samples, and TensorBoard where asked for.
+
+Steps to look at are in `incidents.jsonl`, a line for each: those skipped because something was not finite, and those whose loss
+stood far out.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from vrae.errors import UserError
-from vrae.files import write_file
+from vrae.config import DecodingConfig
+from vrae.corpus.batches import Windows
+from vrae.corpus.prepared import Split
+from vrae.corpus.tokenizer import Tokenizer
+from vrae.errors import DivergenceError, UserError
+from vrae.files import to_json, write_file
+from vrae.generation.pipeline import Pipeline
+from vrae.generation.text_model import MAX_CHARACTERS
+
+INCIDENTS = "incidents.jsonl"
+_FAR = 6.0  # standard deviations
+_MEMORY = 100  # steps
+_FEWEST = 50  # steps before any is judged
+_BAD_STEPS = 10  # not finite, in a row, that end a run
 
 
 class Monitor:
@@ -36,6 +54,7 @@ class Monitor:
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
         self._metrics = _reopen(run / "metrics.jsonl", step)
         self._samples = _reopen(run / "samples.jsonl", step)
+        self._incidents = _reopen(run / INCIDENTS, step)
         self._bar = tqdm(
             total=max_steps or None, initial=step, unit="step", disable=True if quiet else None, dynamic_ncols=True
         )
@@ -44,6 +63,10 @@ class Monitor:
         """One line for people."""
         if not self.quiet:
             self._bar.write(line, file=sys.stderr)
+
+    def warn(self, line: str) -> None:
+        """One line for people, whether they asked for quiet or not."""
+        self._bar.write(f"vrae: warning: {line}", file=sys.stderr)
 
     def expect(self, max_steps: int) -> None:
         """The bar's length is known now."""
@@ -86,12 +109,104 @@ class Monitor:
                 text = "\n\n".join(row if isinstance(row, str) else " -> ".join(row) for row in rows)
                 self._board.add_text(kind, text, record["step"])
 
+    def incident(self, record: dict[str, Any]) -> None:
+        """A line of incidents.jsonl: {"step", "event", "turns": [number in the split, ..], ..}."""
+        _append(self._incidents, record)
+
     def close(self) -> None:
         self._bar.close()
         self._metrics.close()
         self._samples.close()
+        self._incidents.close()
         if self._board:
             self._board.close()
+
+
+@dataclass
+class LossLevel:
+    """The running mean and variance of a run's loss, which tell a spike from noise.
+
+    The newest step counts 1/n while n steps are known, so that these are the plain mean and variance, and 1/100 later. A spike
+    enters them as the highest loss that is none: it does not hide the next one, and a rise that lasts is the level before long.
+    """
+
+    steps: int = 0
+    mean: float = 0.0  # nats per token
+    variance: float = 0.0  # their square
+
+    def add(self, loss: float) -> float | None:
+        """Takes in a step's loss; returns by how many standard deviations it exceeds the mean where that is a spike."""
+        deviation = self.variance**0.5
+        limit = self.mean + _FAR * deviation
+        spike = (loss - self.mean) / deviation if self.steps >= _FEWEST and loss > limit and deviation else None
+        self.steps += 1
+        share = max(1 / self.steps, 1 / _MEMORY)
+        off = (loss if spike is None else limit) - self.mean
+        self.mean += share * off
+        self.variance = (1 - share) * (self.variance + share * off**2)
+        return spike
+
+
+class Watch:
+    """Looks at every step: puts those of note on record with the turns they learnt from, and ends a run that has diverged.
+
+    Args:
+        run: the run's folder.
+        monitor: of the run.
+        split: what is learnt from.
+        tokenizer: its.
+        level: of the loss before the first step that is looked at.
+    """
+
+    def __init__(self, run: Path, monitor: Monitor, split: Split, tokenizer: Tokenizer, level: LossLevel) -> None:
+        self.run, self.monitor, self.split, self.tokenizer, self.level = run, monitor, split, tokenizer, level
+        self._bad = 0  # steps in a row that were not finite
+
+    def finite(self, step: int, loss: float, turns: np.ndarray) -> None:
+        """After a step with this loss in nats per token, on the turns with these numbers in the split."""
+        self._bad = 0
+        mean = self.level.mean
+        if spike := self.level.add(loss):
+            self.monitor.say(
+                f"step {step}: loss {loss:.2f} nats/token, {spike:.0f} standard deviations above {mean:.2f}, its mean"
+            )
+            record = {"step": step, "event": "spike", "loss": loss, "mean": mean, "deviations": spike}
+            self.monitor.incident({**record, "turns": turns.tolist()})
+
+    def not_finite(self, step: int, skipped: int, turns: np.ndarray) -> None:
+        """After a step that was skipped, the `skipped`-th of the run.
+
+        Raises:
+            DivergenceError: it is the tenth in a row. Its batch is in diverged.json.
+        """
+        self._bad += 1
+        self.monitor.say(f"step {step}: loss or gradient not finite, skipped ({skipped} so far)")
+        self.monitor.incident({"step": step, "event": "not finite", "turns": turns.tolist()})
+        if self._bad < _BAD_STEPS:
+            return
+        path, ids = self.run / "diverged.json", [self.split.turn(turn) for turn in turns.tolist()]
+        batch = zip(turns.tolist(), ids, strict=True)
+        texts = [{"turn": turn, "ids": [*map(int, row)], "text": self.tokenizer.decode(row)} for turn, row in batch]
+        write_file(path, to_json({"step": step, "batch": texts}))
+        raise DivergenceError(
+            f"{_BAD_STEPS} steps in a row up to step {step} were not finite. The last batch is in {path}, those before in "
+            f"{INCIDENTS}. Start a new run (--out) with a lower train.learning_rate or train.clip_norm"
+        )
+
+
+def show(pipeline: Pipeline, windows: Windows) -> dict[str, list[Any]]:
+    """A few things a model does with turns of a split, the same inputs and noise each time: samples for `Monitor.samples`."""
+    config, decoding = pipeline.model.config, DecodingConfig()
+    chosen = windows.target_N[:: max(len(windows) // 5, 1)][:5].tolist()
+    texts = [pipeline.tokenizer.decode(windows.split.turn(turn))[:MAX_CHARACTERS] for turn in chosen]
+    shown: dict[str, list[Any]] = {}
+    if config.latent_size:
+        shown["reconstruction"] = [[r.text, r.reconstruction] for r in pipeline.reconstruct(texts)]
+    if config.context_turns:
+        replies = pipeline.respond_many([[text] for text in texts], 2, seed=0, decoding=decoding)
+        shown["reply"] = [[text, *(r.text for r in found)] for text, found in zip(texts, replies, strict=True)]
+    shown["sample"] = [s.text for s in pipeline.sample(5, seed=0, decoding=decoding)]
+    return shown
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

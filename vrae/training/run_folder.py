@@ -1,18 +1,24 @@
-"""What is trained in which folder, and what may change when a run is resumed."""
+"""What is trained in which folder, by one process at a time, and what may change when a run is resumed."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vrae.config import RunConfig, from_dict
 from vrae.corpus.prepared import Corpus
 from vrae.errors import ConfigError, UserError
-from vrae.files import to_json, write_file
+from vrae.files import mend, to_json, write_file
 
 DRY_RUN = "dry-run"  # the folder within a run's folder
+CHECKPOINTS = "checkpoints"  # another
+_RECORD, _LOCK = "run.json", "lock"
 _LOOSE = {"max_steps", "max_minutes", "log_every", "validate_every", "checkpoint_every", "keep_last", "patience"}
 _LOOSE |= {"validation_turns", "device", "threads", "tensorboard", "precision", "accumulate"}
 
@@ -27,35 +33,94 @@ def fit_to_corpus(config: RunConfig, corpus: Corpus) -> RunConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
 
 
-def open_run(config: RunConfig, corpus: Corpus, run: Path, *, resume: bool, overwrite: bool) -> None:
-    """Checks that `run` is what the caller says, and records what is trained there."""
-    record = run / "run.json"
-    now = {"config": dataclasses.asdict(config), "corpus": corpus_info(corpus), "data": str(corpus.path.resolve())}
-    if resume:
+@contextlib.contextmanager
+def open_run(config: RunConfig, corpus: Corpus, run: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Checks that `run` is what the caller says, and records what is trained there. Within this context it is locked.
+
+    Raises:
+        UserError: it holds another run, or something else; another process trains there; or it cannot be written.
+    """
+    if resume and not (run / _RECORD).is_file():
+        raise UserError(f"--resume: {run} holds no run ({_RECORD}). Leave --resume out to start one")
+    with contextlib.ExitStack() as stack:
         try:
-            then = json.loads(record.read_bytes())
-            old = from_dict(RunConfig, then["config"], str(record))
-            fingerprint, source = then["corpus"]["fingerprint"], then["corpus"]["source"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"--resume: {run} holds no run (run.json). Leave --resume out to start one") from None
-        if fingerprint != corpus.fingerprint:
-            raise UserError(
-                f"--resume: {corpus.path} is not the corpus this run was trained on ({source}); its bytes "
-                "differ. Pass the --data of that run"
-            )
-        changed = _changes(dataclasses.asdict(old), dataclasses.asdict(config))
-        if changed:
-            raise UserError(
-                f"--resume: {', '.join(changed)}. A resumed run keeps its settings, but for its length, intervals and device; "
-                "start a new run (--out) for others"
-            )
-    elif run.is_dir() and any(path.name != DRY_RUN for path in run.iterdir()) and not overwrite:
-        raise UserError(f"--out {run}: not empty. Choose another folder, or pass --resume to go on with the run in it")
+            run.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_locked(run))
+            if resume:
+                _compare(config, corpus, run)
+            elif not overwrite and any(not _ours(path.name) for path in run.iterdir()):
+                raise UserError(f"--out {run}: not empty. Choose another folder, or pass --resume to go on with the run in it")
+            mend(run)
+            mend(run / CHECKPOINTS)
+            now = {"config": dataclasses.asdict(config), "corpus": corpus_info(corpus), "data": str(corpus.path.resolve())}
+            write_file(run / _RECORD, to_json(now))
+        except OSError as error:
+            raise UserError(f"--out {run}: cannot write: {error.strerror}") from None
+        yield
+
+
+def _ours(name: str) -> bool:
+    """Whether a file may be in a folder where no run was begun: what a process killed early left counts as nothing."""
+    return name in (DRY_RUN, _LOCK) or name.startswith(f".{_RECORD}.tmp-")
+
+
+@contextlib.contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Keeps other processes from training in `run`. Raises UserError where one does.
+
+    The lock dies with its holder, however that ends, so the file of a killed one is no obstacle: what is written in it is for
+    the message alone. Where the system (Windows) or the file system knows no such locks, nothing is locked.
+    """
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        write_file(record, to_json(now))
-    except OSError as error:
-        raise UserError(f"--out {run}: cannot write: {error.strerror}") from None
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path = run / _LOCK
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(file, 200).decode(errors="replace") or "another process"
+            os.close(file)
+            raise UserError(
+                f"--out {run}: {holder} is training in it. Wait until it ends or stop it, or choose another folder"
+            ) from None
+        except OSError:
+            break
+        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+            break
+        os.close(file)  # its holder has removed it since it was opened
+    try:
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _compare(config: RunConfig, corpus: Corpus, run: Path) -> None:
+    """Raises UserError where the run recorded in `run` is not this one."""
+    record = run / _RECORD
+    try:
+        then = json.loads(record.read_bytes())
+        old = from_dict(RunConfig, then["config"], str(record))
+        fingerprint, source = then["corpus"]["fingerprint"], then["corpus"]["source"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"--resume: {run} holds no run ({_RECORD}). Leave --resume out to start one") from None
+    if fingerprint != corpus.fingerprint:
+        raise UserError(
+            f"--resume: {corpus.path} is not the corpus this run was trained on ({source}); its bytes "
+            "differ. Pass the --data of that run"
+        )
+    changed = _changes(dataclasses.asdict(old), dataclasses.asdict(config))
+    if changed:
+        raise UserError(
+            f"--resume: {', '.join(changed)}. A resumed run keeps its settings, but for its length, intervals and device; "
+            "start a new run (--out) for others"
+        )
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -82,7 +147,7 @@ def corpus_info(corpus: Corpus) -> dict[str, Any]:
 def corpus_of(run: Path) -> str:
     """Where the corpus is that a run was trained on. Raises UserError where that is not known."""
     try:
-        path: str = json.loads((run / "run.json").read_bytes())["data"]
+        path: str = json.loads((run / _RECORD).read_bytes())["data"]
         return path
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{run} does not say which corpus it was trained on. Pass --data, a prepared corpus") from None

@@ -18,25 +18,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from vrae.config import DecodingConfig, RunConfig, TrainConfig
+from vrae.config import RunConfig, TrainConfig
 from vrae.corpus.batches import TrainingBatches, Windows
 from vrae.corpus.prepared import Corpus
-from vrae.errors import DivergenceError, UserError
+from vrae.errors import ModelError, UserError
 from vrae.evaluation.information import ActiveUnits, offsets
 from vrae.evaluation.likelihood import Bound, measure
 from vrae.generation.pipeline import Pipeline
-from vrae.generation.text_model import MAX_CHARACTERS
 from vrae.model.vrae import VRAE
 from vrae.training.checkpoint import Checkpoints
 from vrae.training.hardware import pick_device, pick_precision
-from vrae.training.monitor import Monitor
+from vrae.training.monitor import LossLevel, Monitor, Watch, show
 from vrae.training.objective import BagOfWords, objective
 from vrae.training.run_folder import DRY_RUN, corpus_info, fit_to_corpus, open_run
 from vrae.training.schedules import AggressivePhase, RateController, kl_weight, learning_rate
-from vrae.training.signals import InterruptedRunError, StopSignals
+from vrae.training.signals import InterruptedRunError, RunSignals
 
 _JUDGED_STEPS = 50  # after so many, max_steps 0 becomes a number
-_BAD_STEPS = 10  # non-finite steps in a row that end a run
 
 
 @dataclass
@@ -57,6 +55,7 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)  # of the metrics line being filled
     active: dict[str, Any] = field(default_factory=dict)  # likewise, its active units
     aggressive: dict[str, Any] = field(default_factory=dict)  # the fields of AggressivePhase
+    level: dict[str, Any] = field(default_factory=dict)  # the fields of LossLevel
 
 
 @dataclass(frozen=True)
@@ -84,14 +83,16 @@ def train(
         config: what and how; model.vocab_size 0 becomes the corpus's.
         corpus: its train and validation splits are used.
         run: new or empty, unless `resume`.
-        resume: go on from the newest sound checkpoint in `run`. Architecture, batches, objective and optimiser must be as
-            they were; lengths, intervals and device may change.
+        resume: go on from the newest sound checkpoint in `run`, or from the start where there is none yet. Architecture,
+            batches, objective and optimiser must be as they were; lengths, intervals and device may change.
         dry_run: two steps, a validation and a checkpoint in `run`/dry-run, to see that all of it works.
         quiet: no bar and no lines.
 
     Raises:
-        UserError: the settings do not fit the corpus, or the folder holds another run.
-        DivergenceError: ten steps in a row were not finite; the last checkpoint is from before them.
+        UserError: the settings do not fit the corpus, or the folder holds another run, or one that another process trains.
+        InterruptedRunError: a signal asked to stop; the state is saved.
+        DivergenceError: ten steps in a row were not finite. The weights of the last checkpoint are; the batch is in
+            `run`/diverged.json.
     """
     run = Path(run)
     if dry_run:
@@ -100,8 +101,8 @@ def train(
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, **short))  # type: ignore[arg-type]
     config = fit_to_corpus(config, corpus)
     windows = {name: Windows(corpus[name], config.batches, config.model.context_turns) for name in ("train", "validation")}
-    open_run(config, corpus, run, resume=resume, overwrite=dry_run)
-    return _Run(config, corpus, windows, run, resume, quiet).fit()
+    with open_run(config, corpus, run, resume=resume, overwrite=dry_run), RunSignals() as signals:
+        return _Run(config, corpus, windows, run, resume, quiet).fit(signals)
 
 
 class _Run:
@@ -125,24 +126,24 @@ class _Run:
         self.progress = Progress()
         self.saved: tuple[Path, dict[str, Any]] | None = None  # the last checkpoint, and trainer.json of it
         warnings: list[str] = []
-        if resume:
+        if resume and self.checkpoints.found():
             restored = self.checkpoints.restore(self.model, self.optimizer)
-            self.progress, warnings = Progress(**restored.state), restored.warnings
-            self.saved = restored.path, restored.state
+            try:
+                self.progress = Progress(**restored.state)
+            except TypeError:
+                raise ModelError(f"{restored.path}: the state of another version of vrae. Go on with that one") from None
+            self.saved, warnings = (restored.path, restored.state), restored.warnings
         if options.max_steps or self.progress.planned_minutes != options.max_minutes:
             self.progress.max_steps, self.progress.planned_minutes = options.max_steps, 0.0
         self.monitor = Monitor(run, self.progress.step, self.progress.max_steps, tensorboard=options.tensorboard, quiet=quiet)
         for line in warnings:
-            self.monitor.say(line)
+            self.monitor.warn(f"{line}; going on from step {self.progress.step}")
         self.active = ActiveUnits(config.model.latent_size, self.progress.active)
         self.phase = AggressivePhase(**self.progress.aggressive or {"over": not config.objective.aggressive})
+        self.watch = Watch(run, self.monitor, self.windows.split, corpus.tokenizer, LossLevel(**self.progress.level))
 
-    def fit(self) -> Result:
+    def fit(self, signals: RunSignals) -> Result:
         """Trains to the end; returns with the best model on disk."""
-        with StopSignals() as signals:
-            return self._loop(signals)
-
-    def _loop(self, signals: StopSignals) -> Result:
         options, progress, say = self.config.train, self.progress, self.monitor.say
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         say(
@@ -150,35 +151,37 @@ class _Run:
             f"{self.windows.tokens:,} tokens, {self.windows.batches_per_epoch:,} steps an epoch; "
             f"{self.windows.left_out:,} turns of more than {self.config.batches.max_turn_tokens} tokens left out"
         )
-        started, before, bad = time.monotonic(), progress.minutes, 0
-        bound = None
+        started, before, bound = time.monotonic(), progress.minutes, None
         try:
-            self._plan()
-            while not (reason := self._end()):
-                bad = 0 if self._step() else bad + 1
-                if bad == _BAD_STEPS:
-                    raise DivergenceError(
-                        f"{_BAD_STEPS} steps in a row up to step {progress.step} were not finite. Start a new run (--out) "
-                        "with a lower train.learning_rate or train.clip_norm"
-                    )
+            while True:
+                self._plan()
+                reason = self._end()
+                validates = progress.validated != progress.step and (reason or self._is_due(options.validate_every))
+                if validates and not signals.number:
+                    bound = self._validate(signals)
+                    reason = self._end()
+                if reason or self._is_due(options.checkpoint_every) or progress.best_step == progress.step:
+                    self._save()
+                self._heed(signals)
+                if reason:
+                    return Result(self.run, progress.step, reason, bound or self._bound())
+                self._step()
                 self.monitor.advance()
                 progress.minutes = before + (time.monotonic() - started) / 60
-                self._plan()
-                if progress.step % options.validate_every == 0:
-                    bound = self._validate()
-                if progress.step % options.checkpoint_every == 0 or progress.best_step == progress.step:
-                    self._save()
-                if signals.number:
-                    path = self._save()
-                    raise InterruptedRunError(
-                        f"stopped by signal {signals.number}; saved {path}. Go on with --resume", signals.number
-                    )
-            if progress.validated != progress.step:
-                bound = self._validate()
-            self._save()
         finally:
             self.monitor.close()
-        return Result(self.run, progress.step, reason, bound or self._bound())
+
+    def _heed(self, signals: RunSignals) -> None:
+        """Between two steps: saves where a signal asks for it, and stops where one asks for that."""
+        if signals.number:
+            path = self._save()
+            raise InterruptedRunError(f"stopped by signal {signals.number}; saved {path}. Go on with --resume", signals.number)
+        if signals.save:
+            signals.save = False
+            self.monitor.say(f"saved {self._save()}, as SIGUSR1 asks")
+
+    def _is_due(self, interval: int) -> bool:
+        return self.progress.step > 0 and self.progress.step % interval == 0
 
     def _plan(self) -> None:
         """Judges the number of steps, where only minutes are given."""
@@ -199,8 +202,8 @@ class _Run:
             return f"no better validation in {options.patience}"
         return ""
 
-    def _step(self) -> bool:
-        """One optimiser step. Returns False where it was skipped because something was not finite."""
+    def _step(self) -> None:
+        """One optimiser step, which is skipped where something is not finite."""
         options, progress, config = self.config.train, self.progress, self.config.objective
         began = time.perf_counter()
         step, pretraining = progress.step, progress.step < config.pretrain_steps
@@ -235,28 +238,29 @@ class _Run:
             parameter.grad = None
         norm = torch.nn.utils.clip_grad_norm_(self._parameters(), options.clip_norm or math.inf)
         progress.step += 1
-        finite = math.isfinite(float(norm)) and math.isfinite(float(distortion + rate))
+        nats, nats_distortion, nats_rate, length = torch.stack((total, distortion, rate, norm)).tolist()  # waits for the device
+        finite = all(map(math.isfinite, (nats, nats_distortion, nats_rate, length)))
         if finite:
             self.optimizer.step()
             for offsets_BZ in moved:
                 self.active.add(offsets_BZ)
             if not pretraining:
-                self._steer(float(total), float(rate), turns, tokens)
+                self._steer(nats, nats_rate, turns, tokens)
+            self.watch.finite(progress.step, nats / tokens, self._turns(step))
         else:
             progress.skipped += 1
-            self.monitor.say(f"step {progress.step}: loss or gradient not finite, skipped ({progress.skipped} so far)")
+            self.watch.not_finite(progress.step, progress.skipped, self._turns(step))
         progress.tokens += tokens
         for key, value in {
             "turns": turns if finite else 0,
             "tokens": tokens,
-            "distortion": float(distortion) if finite else 0.0,
-            "rate": float(rate) if finite else 0.0,
+            "distortion": nats_distortion if finite else 0.0,
+            "rate": nats_rate if finite else 0.0,
             "seconds": time.perf_counter() - began,
         }.items():
             progress.sums[key] = progress.sums.get(key, 0.0) + value
         if progress.step % options.log_every == 0:
             self._log(weight, rate_of_step)
-        return finite
 
     def _kl_weight(self) -> float:
         """Of the coming step."""
@@ -264,6 +268,10 @@ class _Run:
         if config.target_rate and step >= config.pretrain_steps:
             return min(self.progress.kl_weight, config.beta)
         return kl_weight(step, config)
+
+    def _turns(self, step: int) -> np.ndarray:
+        """The numbers, in the split, of the turns that the step in hand learns from."""
+        return self.windows.target_N[self.batches._plan[step % self.windows.batches_per_epoch]]
 
     def _steer(self, loss: float, rate: float, turns: int, tokens: int) -> None:
         """What reacts to a step: the rate's controller, and whose turn it is in an aggressive phase. Sums over the batch."""
@@ -292,6 +300,7 @@ class _Run:
         for parameter in self.model.decoder.parameters():
             if parameter is not self.model.decoder.embedding.weight:
                 self.optimizer.state.pop(parameter, None)
+        self.watch.level = LossLevel()
         self.monitor.say(f"step {self.progress.step}: pre-training has ended, the decoder starts anew")
 
     def _parameters(self) -> list[nn.Parameter]:
@@ -319,10 +328,16 @@ class _Run:
         progress.sums = {}
         self.active = ActiveUnits(self.config.model.latent_size)
 
-    def _validate(self) -> Bound:
+    def _validate(self, signals: RunSignals) -> Bound | None:
+        """Measures, shows and records; nothing where a signal asks to stop before all is measured."""
         progress = self.progress
         began = time.perf_counter()
-        bound = self._bound()
+        with signals.breaking_off():
+            bound = self._bound()
+            seconds = time.perf_counter() - began
+            shown = show(Pipeline(self.model, self.corpus.tokenizer, self._info()), self.validation)
+        if signals.number:
+            return None
         aggressive = not self.phase.over and progress.step > self.config.objective.pretrain_steps
         if aggressive and self.phase.validated(bound.mutual_information):
             self.monitor.say("    mutual information no longer rises: every step now trains the whole model")
@@ -336,14 +351,14 @@ class _Run:
                 "distortion": bound.distortion,
                 "kl_weight": self._kl_weight(),
                 "active_units": bound.active_units,
-                "tokens_per_second": bound.tokens / (time.perf_counter() - began),
+                "tokens_per_second": bound.tokens / seconds,
                 "lr": learning_rate(progress.step, progress.max_steps or 10**9, self.config.train),
                 "bits_per_token": bound.bits_per_token,
             }
         )
         if bound.collapse.state in ("collapsed", "partially collapsed"):
             self.monitor.say(f"    warning: {bound.collapse.words}")
-        self.monitor.samples({"step": progress.step, "samples": self._samples()})
+        self.monitor.samples({"step": progress.step, "samples": shown})
         if progress.best is None or -bound.elbo < progress.best:
             progress.best, progress.best_step, progress.without_better = -bound.elbo, progress.step, 0
         else:
@@ -354,25 +369,11 @@ class _Run:
     def _bound(self) -> Bound:
         return measure(self.model, self.validation, limit=self.config.train.validation_turns)
 
-    def _samples(self) -> dict[str, list[Any]]:
-        """A few things the model does, the same inputs and noise each time."""
-        pipeline = Pipeline(self.model, self.corpus.tokenizer, self._info())
-        split, decoding = self.corpus["validation"], DecodingConfig()
-        chosen = self.validation.target_N[:: max(len(self.validation) // 5, 1)][:5].tolist()
-        texts = [self.corpus.tokenizer.decode(split.turn(turn))[:MAX_CHARACTERS] for turn in chosen]
-        shown: dict[str, list[Any]] = {}
-        if self.config.model.latent_size:
-            shown["reconstruction"] = [[r.text, r.reconstruction] for r in pipeline.reconstruct(texts)]
-        if self.config.model.context_turns:
-            replies = pipeline.respond_many([[text] for text in texts], 2, seed=0, decoding=decoding)
-            shown["reply"] = [[text, *(r.text for r in found)] for text, found in zip(texts, replies, strict=True)]
-        shown["sample"] = [s.text for s in pipeline.sample(5, seed=0, decoding=decoding)]
-        return shown
-
     def _save(self) -> Path:
         """Writes a checkpoint, unless the last one holds this very state."""
         self.progress.active = self.active.state
         self.progress.aggressive = dataclasses.asdict(self.phase)
+        self.progress.level = dataclasses.asdict(self.watch.level)
         state = dataclasses.asdict(self.progress)
         if self.saved is None or self.saved[1] != state:
             try:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: the processes that tests start would
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # be deaf to Ctrl-C too
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import random

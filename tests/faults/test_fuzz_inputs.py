@@ -5,6 +5,7 @@ The normal run takes the same few inputs each time; the long one (-m long) over 
 
 from __future__ import annotations
 
+import gc
 import resource
 from random import Random
 
@@ -47,6 +48,7 @@ def fuzz(world: World, name: str, inputs: int, derandomize: bool) -> int:
         judged += 1
         judge(call, world.folder)
 
+    gc.collect()  # or files that earlier tests left open would be reported as this one's
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     one()
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MEMORY

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vrae.files import MANIFEST, check_folder, first_sound, mend, remove_folder, to_json, write_file, write_folder
+from vrae.files import MANIFEST, check_folder, first_sound, mend, remove_folder, sync_folder, to_json, write_file, write_folder
 
 FILES = {"a.bin": bytes(range(256)), "b.txt": "naïve ☕".encode(), "empty": b""}
 
@@ -115,6 +115,53 @@ def test_a_new_folder_that_cannot_be_written_does_not_appear(
     with pytest.raises(CrashError):
         write_folder(tmp_path / "folder", FILES)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What is put on disk and what gets a name, in order, each by its inode."""
+    events: list[tuple[str, int]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        fsync(descriptor)
+        events.append(("synced", os.fstat(descriptor).st_ino))
+
+    def renamed(old: Path, new: Path) -> None:
+        replace(old, new)
+        events.append(("renamed", new.stat().st_ino))
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    return events
+
+
+def test_a_folder_is_on_disk_before_it_has_its_name(folder: Path, events: list[tuple[str, int]]) -> None:
+    old = folder.stat().st_ino
+    write_folder(folder, FILES)
+    files = [("synced", (folder / name).stat().st_ino) for name in (*FILES, MANIFEST)]
+    new = folder.stat().st_ino
+    expected = [("synced", new), ("renamed", old), ("renamed", new), ("synced", folder.parent.stat().st_ino)]
+    assert events == [*files, *expected]
+
+
+def test_syncing_a_folder_syncs_its_files_and_then_itself(folder: Path, events: list[tuple[str, int]]) -> None:
+    sync_folder(folder)
+    assert sorted(events[:-1]) == sorted(("synced", path.stat().st_ino) for path in folder.iterdir())
+    assert events[-1] == ("synced", folder.stat().st_ino)
+
+
+def test_an_interrupt_after_the_new_folder_has_its_name_keeps_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace(old: Path, new: Path) -> None:
+        real(old, new)
+        if new == folder:
+            raise CrashError
+
+    real = os.replace
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(CrashError):
+        write_folder(folder, {"c.bin": b"new"})
+    assert content(folder) == {"c.bin": b"new"}
 
 
 # Damage

@@ -17,13 +17,27 @@ ORDER = {
     "": ["errors", "config", "files", "distributed"],
     "corpus": ["readers", "layouts", "sources", "cleaning", "tokenizer", "prepared", "batches"],
     "model": ["gaussian", "mixture", "flow", "encoder", "decoder", "vrae", "bound", "folder"],
-    "generation": ["decoding", "latent", "text_model", "responses", "pipeline", "vector_search", "neighbours", "attributes"],
+    "generation": [
+        *("deadline", "decoding", "latent", "text_model", "responses", "pipeline"),
+        *("vector_search", "neighbours", "attributes"),
+    ],
     "evaluation": [
         *("information", "turns", "likelihood", "score"),
         *("bits_back", "container", "compression"),
         *("bleu", "diversity", "vectors", "dialogue", "replies", "quality", "transfer", "paths", "report"),
     ],
-    "training": ["schedules", "objective", "hardware", "signals", "checkpoint", "monitor", "run_folder", "trainer", "judge"],
+    "training": [
+        "schedules",
+        "objective",
+        "gradients",
+        "hardware",
+        "signals",
+        "checkpoint",
+        "monitor",
+        "run_folder",
+        "trainer",
+        "judge",
+    ],
 }
 PLACES = [".".join(filter(None, ("vrae", group, module))) for group, modules in ORDER.items() for module in modules]
 LAST = ("vrae.apps.", "vrae.__main__")  # on top of everything, in any order among themselves

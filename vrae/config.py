@@ -331,7 +331,7 @@ class TrainConfig:
     log_every: int = 20
     validate_every: int = 500
     checkpoint_every: int = 500
-    keep_last: int = 1
+    keep_last: int = 2
     patience: int = 0
     validation_turns: int = 2000
     precision: Literal["auto", "fp32", "bf16"] = "auto"

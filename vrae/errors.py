@@ -3,11 +3,25 @@
 `ValueError` and `assert` stay for programmers. The command line prints a `UserError` as one line and exits with its code.
 """
 
+_LONGEST = 2000  # characters of a line
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without what a terminal would obey or UTF-8 cannot hold: such characters as their escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class UserError(Exception):
-    """Something outside the program is wrong: an argument, a file, a model folder. Exit code 2."""
+    """Something outside the program is wrong: an argument, a file, a model folder. Exit code 2.
+
+    Each argument is a line of the message. What strangers wrote may be in it, so it is made printable here, whatever it is.
+    """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        lines = (printable(str(line)[: _LONGEST + 1]) for line in self.args)  # what may be megabytes is cut before it is read
+        return "\n".join(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..." for line in lines)
 
 
 class DataError(UserError):
@@ -26,3 +40,13 @@ class DivergenceError(UserError):
     """Training produced non-finite numbers several steps in a row. Exit code 3."""
 
     exit_code = 3
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of the machine or of the GPU has run out: torch says so in several ways."""
+    words = ("can't allocate memory", "bad_alloc")  # of a RuntimeError, on a CPU
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, of a GPU; nothing here waits for torch
+        or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+    )

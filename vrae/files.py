@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vrae.errors import printable
+
 MANIFEST = "manifest.json"
 
 
@@ -21,7 +23,7 @@ def write_file(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
@@ -35,20 +37,35 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         for name, data in files.items():
             _write_synced(temporary / name, data)
         _write_synced(temporary / MANIFEST, to_json({"files": manifest}))
-        _sync_folder(temporary)
-        shutil.rmtree(older, ignore_errors=True)
-        try:
-            if path.exists():
-                os.replace(path, older)
-            os.replace(temporary, path)
-        except BaseException:
-            if older.exists():
-                os.replace(older, path)
-            raise
+        _sync(temporary)
+        replace_folder(path, temporary, older)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    _sync_folder(path.parent)
+
+
+def replace_folder(path: Path, new: Path, older: Path) -> None:
+    """Gives folder `new` the name `path`, and on disk too. One that has it moves to `older` meanwhile, and then goes.
+
+    At no moment is a part of a folder there under the name of the whole. What is in `new` must be on disk already.
+    """
     shutil.rmtree(older, ignore_errors=True)
+    try:
+        if path.exists():
+            os.replace(path, older)
+        os.replace(new, path)
+    except BaseException:
+        if older.exists() and not path.exists():
+            os.replace(older, path)
+        raise
+    _sync(path.parent)
+    shutil.rmtree(older, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Waits until the files in a folder are on disk, and then their names."""
+    for file in sorted(path.iterdir()):
+        _sync(file)
+    _sync(path)
 
 
 def remove_folder(path: Path) -> None:
@@ -101,7 +118,7 @@ def first_sound(folders: Iterable[Path], names: Collection[str]) -> tuple[Path |
     for folder in folders:
         if not (problem := check_folder(folder, names)):
             return folder, damaged
-        damaged.append(f"{folder}: damaged ({problem})")
+        damaged.append(f"{folder}: damaged ({printable(problem)[:300]})")
     return None, damaged
 
 
@@ -117,7 +134,7 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(path: Path) -> None:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -322,6 +322,64 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        (["respond", "-n", "0"], "n must be a whole number from 1 to 256. Got 0"),
+        (["respond", "-n", "200", "--candidates", "6"], "n * candidates must be at most 1024. Got 200 * 6"),
+        (["respond", "--seed", "-1"], "seed must be a whole number from 0"),
+        (["respond", "--temperature", ".nan"], "temperature must be in [0, 5]. Got nan"),
+        (["respond", "--top_p", "0"], "top_p must be in (0, 1]. Got 0"),
+        (["respond", "--rank_samples", "0"], "rank_samples must be in [1, 10000]. Got 0"),
+        (["reconstruct", "-n", "257"], "n must be a whole number from 0 to 256. Got 257"),
+        (["reconstruct", "--seed", "-1"], "seed must be a whole number from 0"),
+        (["interpolate", "--steps", "1"], "steps must be a whole number from 2 to 200. Got 1"),
+        (["interpolate", "--method", "x"], "method must be slerp or lerp. Got 'x'"),
+        (["variations", "-n", "0"], "n must be a whole number from 1 to 256. Got 0"),
+        (["variations", "--radius", ".nan"], "radius must be above 0 and at most 10. Got nan"),
+        (["variations", "--seed", "-1"], "seed must be a whole number from 0"),
+        (["score", "--k", "0"], "k must be a whole number from 1 to 100000. Got 0"),
+        (["neighbours", "query", "--index", "INDEX", "-n", "0"], "n must be a whole number from 1 to 1000. Got 0"),
+        (["neighbours", "query", "--index", "INDEX", "--measure", "x"], "measure must be one of euclidean, cosine. Got 'x'"),
+        (
+            ["attributes", "move", "--attribute", "ATTRIBUTE", "--strength", ".nan"],
+            "strength must be a number from -10 to 10. Got nan",
+        ),
+        (["attributes", "move", "--attribute", "ATTRIBUTE", "--along", "x"], "along must be means or normal. Got 'x'"),
+        (["respond", "--model", "LANGUAGE"], "this model reads no context"),
+        (["interpolate", "--model", "LANGUAGE"], "this model has no latent"),
+        (["reconstruct", "--model", "LANGUAGE"], "this model has no latent"),
+        (["variations", "--model", "LANGUAGE"], "this model has no latent"),
+        (["analogy", "--model", "LANGUAGE"], "this model has no latent"),
+        (["encode", "--model", "LANGUAGE"], "this model has no latent"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_option_that_no_line_could_be_worked_with_is_refused_before_any_is_read(
+    command: list[str], problem: str, workspace: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = str(workspace / "run")
+    if "INDEX" in command:
+        assert (
+            main(["neighbours", "build", "--data", str(workspace / "corpus"), "--out", str(tmp_path / "i"), "--model", run])
+            == 0
+        )
+    if "ATTRIBUTE" in command:
+        for name, words in (("a.txt", "yes no ok hello see"), ("b.txt", "what why how who when")):
+            (tmp_path / name).write_text("\n".join(words.split()))
+        files = [str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), "--out", str(tmp_path / "x.json")]
+        assert main(["attributes", "learn", *files, "--model", run]) == 0
+    capsys.readouterr()
+    names = {"INDEX": str(tmp_path / "i"), "ATTRIBUTE": str(tmp_path / "x.json"), "LANGUAGE": str(workspace / "language")}
+    model = [] if "--model" in command else ["--model", run]
+    # there is no such file: whoever reads before looking at the options says so
+    assert main([*(names.get(word, word) for word in command), *model, "--input", str(tmp_path / "gone.jsonl")]) == 2
+    printed, said = capsys.readouterr()
+    assert printed == ""
+    assert said.startswith(f"vrae: {problem}")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("arguments", [["train", "--data", "a", "--out", "b", "--model.latent_sise", "3"], ["nothing"], []])
 def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -342,7 +400,7 @@ def test_an_unknown_key_of_a_yaml_is_named(tmp_path: Path, capsys: pytest.Captur
     ("given", "message"),
     [
         (b"\xff\xfe", "config"),
-        (b"model: null\n", "--config: model must hold settings by name. Got None"),
+        (b"model: null\n", "x.yaml: model must hold settings by name. Got None"),
         (b"[" * 20_000, "config"),
         (b"train: {max_steps: " + b"9" * 5000 + b"}", "config"),
     ],
@@ -354,6 +412,51 @@ def test_a_hostile_yaml_is_refused(given: bytes, message: str, tmp_path: Path, c
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.fixture(scope="session")
+def audited() -> list[str]:
+    """Files as they are opened, from now on: an audit hook cannot be taken away again."""
+    seen: list[str] = []
+    sys.addaudithook(lambda event, args: seen.append(str(args[0])) if event == "open" else None)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "key", ["model", "batches", "train", "model+", "config", "config+", '"config"', "model.latent_size", "out"]
+)
+@pytest.mark.parametrize("value", ["{}", "../{}", "[{}]", "{{class_path: {}}}", "{{config: {}}}", "!include {}", "${{{}}}"])
+def test_a_file_of_settings_opens_no_other(
+    key: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], audited: list[str]
+) -> None:
+    file = tmp_path / "in" / "x.yaml"
+    file.parent.mkdir()
+    for folder in (tmp_path, file.parent):
+        (folder / "canary").write_text("latent_size: 7  # secret\n")
+    file.write_text(f"{key}: {value.format('canary')}\n")
+    audited.clear()
+    assert exit_code(["train", "--config", str(file), "--data=a", "--out=b"]) == 2
+    error = capsys.readouterr().err
+    assert "secret" not in error
+    assert "Traceback" not in error
+    assert str(file) in audited
+    assert not [name for name in audited if "canary" in name]
+    plain = value in ("{}", "../{}")
+    if plain and "config" in key:
+        assert error == f"vrae: --config {file}: config is no setting; a file of settings opens no other file. Leave it out\n"
+    elif plain and key in ("model", "batches", "train"):
+        assert error == f"vrae: --config {file}: {key} must hold settings by name. Got '{value.format('canary')}'\n"
+
+
+@pytest.mark.parametrize(("command", "option"), [("train", "--model"), ("train", "--batches"), ("prepare", "--cleaning")])
+def test_a_group_of_settings_is_no_option(
+    command: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], audited: list[str]
+) -> None:
+    (tmp_path / "canary").write_text("latent_size: 7\n")
+    audited.clear()
+    assert exit_code([command, option, str(tmp_path / "canary"), "--out", "b"]) == 2
+    assert f"ambiguous option: {option} could match" in capsys.readouterr().err
+    assert str(tmp_path / "canary") not in audited
 
 
 def exit_code(arguments: list[str]) -> object:

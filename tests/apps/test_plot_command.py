@@ -114,12 +114,12 @@ class TestMap:
         assert even_turns(pipeline, corpus, "train", 2) == [texts[0], texts[-1]]
         assert even_turns(pipeline, corpus, "train", 3) == [texts[0], texts[(len(texts) - 1) // 2], texts[-1]]
 
-    def test_needs_two_turns(self, pipeline: Pipeline, corpus: Corpus) -> None:
+    def test_needs_two_turns(self, pipeline: Pipeline, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UserError, match="--turns must be 2 or more"):
             even_turns(pipeline, corpus, "train", 1)
-        strict = Pipeline(pipeline.model, pipeline.tokenizer, {"run": {"batches": {"max_turn_tokens": 0}}})
+        monkeypatch.setattr(Pipeline, "longest_turn", 0)
         with pytest.raises(UserError, match="test has 0 turns of at most 0 tokens, a map needs two or more"):
-            even_turns(strict, corpus, "test", 10)
+            even_turns(pipeline, corpus, "test", 10)
 
 
 class TestRate:

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -245,6 +246,55 @@ def test_an_older_corpus_is_replaced_where_asked(corpus: Corpus, copy: Path, sou
     prepare(prepare_config(source, vocab_size=350), copy, overwrite=True, quiet=True)
     assert len(Corpus(copy).tokenizer) == 350
     assert not (copy / "extra").exists()
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_corpus_is_on_disk_before_it_has_its_name(
+    source: Path, tmp_path: Path, replaces: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file whole, then the folder that holds their names; then it is renamed, and that is put on disk."""
+    out, fsync, replace = tmp_path / "out", os.fsync, os.replace
+    events: list[tuple[int | str, int]] = []
+    if replaces:
+        out.mkdir()
+        (out / "old").write_bytes(b"")
+
+    def synced(descriptor: int) -> None:
+        fsync(descriptor)
+        found = os.fstat(descriptor)
+        events.append((found.st_ino, found.st_size))
+
+    def renamed(old: Path, new: Path) -> None:
+        replace(old, new)
+        events.append((old.name, 0))
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    prepare(prepare_config(source), out, overwrite=replaces, quiet=True)
+    files = sorted((path.stat().st_ino, path.stat().st_size) for path in out.iterdir())
+    assert len(files) == len(FILES) + 1
+    assert sorted(events[: len(files)]) == files
+    aside = ["out"] if replaces else []
+    rest = [out.stat().st_ino, *aside, ".out.tmp", tmp_path.stat().st_ino]
+    assert [event[0] for event in events[len(files) :]] == rest
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_older_corpus_that_cannot_be_replaced_stays(
+    copy: Path, source: Path, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, calls, replace = content(copy), iter(range(1, 9)), os.replace
+
+    def failing(*arguments: Any) -> None:
+        if next(calls) == call:
+            raise OSError(errno.EIO, "Input/output error")
+        replace(*arguments)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(UserError, match=r"cannot write: Input/output error"):
+        prepare(prepare_config(source), copy, overwrite=True, quiet=True)
+    assert content(copy) == before
+    assert list(copy.parent.iterdir()) == [copy]
 
 
 @pytest.mark.parametrize("stage", ["train_tokenizer", "_encode", "_write_split", "_describe"])

@@ -19,7 +19,7 @@ from vrae.config import SourceConfig
 from vrae.corpus import sources
 from vrae.corpus.cleaning import Cleaner
 from vrae.corpus.readers import MAX_LINE_BYTES
-from vrae.corpus.sources import Dialogue, assign_split, open_source, read_dialogues
+from vrae.corpus.sources import Dialogue, assign_split, is_hub_id, is_revision, open_source, read_dialogues
 from vrae.errors import DataError
 
 DATA = Path(__file__).parents[2] / "data"
@@ -489,6 +489,101 @@ class TestOpening:
     def test_name_and_cleaning(self) -> None:
         source = open_source(SourceConfig(source=str(DATA / "smalltalk.txt")))
         assert (source.name, source.licence, source.cleaning.min_turns) == ("smalltalk.txt", "not stated", 1)
+
+
+NO_IDS = (
+    *(
+        "../x",
+        "../../x",
+        "a/..",
+        "../..",
+        "a/../b",
+        "a..b/c",
+        "a/b..",
+        "/a/b",
+        "//a",
+        "a//b",
+        "a/",
+        "/a",
+        "a/b/c",
+        "a/b/",
+        "./a",
+    ),
+    *("a/b.", "a/b-", "-a/b", ".a/b", "a/b\0", "a\0/b", "a/b\n", "\na/b", "a /b", "a/b ", "a\\b/c", "a/b\x1b[2J", "\u202ea/b"),
+    *(
+        "ä/b",
+        "a/\u0661",
+        "a/\ud800",
+        "a/b?c",
+        "a/b#c",
+        "a/b%2e%2e",
+        "a/b:c",
+        "~/b",
+        "$HOME/b",
+        "a/" + "b" * 95,
+        "",
+        "a",
+        "a/b@c",
+    ),
+)
+NO_REVISIONS = (
+    *("..", "../x", "a/../b", "a..b", "/a", "a/", "a//b", "-a", ".a", "a/.b", " a", "a ", "a b", "a\n", "a\0b", "\x1b[2J", "é"),
+    *("\u202ea", "\ud800", "a\\b", "a:b", "a?b", "a%2fb", "a@b", "a" * 97),
+)
+IDS = ("a/b", "some-one/Some.thing_2", "a/" + "b" * 94, "0/0", "_a/_b")
+REVISIONS = ("main", "v1.0", "refs/pr/1", "refs/convert/parquet", "0123456789abcdef" * 2 + "01234567", "my-branch_2")
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks the Hub for anything fails."""
+
+    def refuse(*arguments: Any, **settings: Any) -> Any:
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+
+
+class TestHubNames:
+    @pytest.mark.parametrize("name", NO_IDS, ids=lambda name: ascii(name)[:30])
+    def test_that_could_lead_elsewhere_are_none(self, name: str, no_hub: None, tmp_path: Path, monkeypatch: Any) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert not is_hub_id(name)
+        with pytest.raises(DataError) as caught:
+            list(read_dialogues(name))
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
+
+    @pytest.mark.parametrize("name", IDS)
+    def test_of_data_sets_are_known(self, name: str) -> None:
+        assert is_hub_id(name)
+        assert isinstance(open_source(SourceConfig(name)), sources.HubSource)
+
+    @pytest.mark.parametrize("revision", NO_REVISIONS, ids=lambda name: ascii(name)[:30])
+    def test_of_no_revision_are_refused_before_the_hub_is_asked(self, revision: str, no_hub: None) -> None:
+        assert not is_revision(revision)
+        with pytest.raises(DataError, match=r"^a/b: expected --revision of a branch, tag or commit .* or none$"):
+            open_source(SourceConfig("a/b", revision=revision))
+
+    @pytest.mark.parametrize("revision", REVISIONS)
+    def test_of_revisions_are_known(self, revision: str) -> None:
+        assert is_revision(revision)
+        open_source(SourceConfig("a/b", revision=revision))
+
+    @pytest.mark.parametrize("setting", ["name", "split"])
+    @pytest.mark.parametrize(
+        "value", ["../x", "a/b", "..", "a\\b", "a\0", "a\n", "\x1b[2J", "\u202e", "\ud800", "a" * 97], ids=ascii
+    )
+    def test_of_configurations_and_splits_likewise(self, setting: str, value: str, no_hub: None) -> None:
+        with pytest.raises(DataError, match=rf"^a/b: expected --{setting} of the data set, a name without slashes, got "):
+            open_source(SourceConfig("a/b", **{setting: value}))
+
+    @pytest.mark.parametrize(
+        "setting", [{"name": "20220301.en"}, {"name": "en-US"}, {"split": "train[:10%]"}, {"split": "train+test"}]
+    )
+    def test_of_configurations_and_splits_are_known(self, setting: dict[str, str]) -> None:
+        open_source(SourceConfig("a/b", **setting))
 
 
 class TestHub:

@@ -53,26 +53,37 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command(*arguments), env=environment(), start_new_session=True, **pipes)
 
 
-def fork(*arguments: str | Path, kill_at: int = 0) -> BaseProcess:
+def fork(
+    *arguments: str | Path, kill_at: int = 0, number: signal.Signals = signal.SIGKILL, said: Path | None = None
+) -> BaseProcess:
     """The same in milliseconds: `main` in a process of its own that has torch already.
 
     Args:
-        kill_at: the process kills itself with SIGKILL before this operation on files (opening one to write, a rename, a
+        kill_at: the process sends itself a signal before this operation on files (opening one to write, a rename, a
             removal, a new folder), counted from 1; 0: never.
+        number: which signal.
+        said: a file for its output and errors; None: they are thrown away.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_WARM)
-    process = context.Process(target=_main, args=([*map(str, arguments)], kill_at))
+    process = context.Process(target=_main, args=([*map(str, arguments)], kill_at, number, said))
     process.start()
     return process
 
 
-def _main(arguments: list[str], kill_at: int) -> None:
+def forked(*arguments: str | Path, said: Path) -> tuple[int | None, str]:
+    """Runs it so to its end; returns the exit code and all that it wrote, output and errors, in a file `said`."""
+    process = fork(*arguments, said=said)
+    process.join(120)
+    return process.exitcode, said.read_text(encoding="utf-8")
+
+
+def _main(arguments: list[str], kill_at: int, number: signal.Signals, said: Path | None) -> None:
     from vrae.apps.cli import console
 
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    out = os.open(said or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
     count = 0
 
     def audit(event: str, details: tuple[Any, ...]) -> None:
@@ -81,7 +92,7 @@ def _main(arguments: list[str], kill_at: int) -> None:
         if writes or event in _FILE_WORK:
             count += 1
             if count == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
     if kill_at:
         sys.addaudithook(audit)

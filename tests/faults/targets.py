@@ -413,16 +413,22 @@ def index(world: World, rng: Random) -> Input:
 
 
 def checkpoint(world: World, rng: Random) -> Input:
-    """A checkpoint that is damaged."""
+    """A checkpoint that is damaged, or made to hold other things than training saves."""
     files = {name: data for name, data in world.checkpoint_files.items() if name != MANIFEST}
-    name = rng.choice(sorted(files))
+    name = rng.choice((*sorted(files), "optimizer.safetensors", "trainer.json"))
     if name.endswith("json"):
         files[name] = hostile_json(rng, json.loads(files[name]))
     elif name.endswith("safetensors") and rng.randint(0, 1):
         files[name] = _spoilt_tensors(rng, files[name])
     else:
         files[name] = mutated(rng, files[name])
-    world.refill("resumed/checkpoints/step-00000001", {**files, MANIFEST: world.checkpoint_files[MANIFEST]})
+    folder = "resumed/checkpoints/step-00000001"
+    if rng.randint(0, 3):
+        write_folder(world.folder / folder, files)
+    else:
+        world.refill(folder, {**files, MANIFEST: world.checkpoint_files[MANIFEST]})
+    for pointer in ("best", "last"):
+        world.path(f"resumed/checkpoints/{pointer}", b"step-00000001")
     model, optimizer = world.trained()
     return lambda: Checkpoints(world.folder / "resumed", 1).restore(model, optimizer)
 
@@ -544,7 +550,7 @@ TARGETS = {
         Target(run_folder, 30, 1_000),
         Target(corpus, 60, 2_000),
         Target(index, 60, 3_000),
-        Target(checkpoint, 50, 2_000),
+        Target(checkpoint, 80, 4_000),
         Target(frame, 150, 8_000),
         Target(container, 50, 1_500),
         Target(prompt, 60, 2_000),

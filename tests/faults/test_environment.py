@@ -189,6 +189,15 @@ class TestSurroundings:
         assert vrae("sample", "-n", "2", "--model", tmp_path / "run", before=alone, env=online).stdout.count("\n") == 2
 
     @pytest.mark.slow
+    @pytest.mark.skipif(not can("-rn"), reason="needs a network namespace")
+    def test_without_network_the_demo_works(self, tmp_path: Path) -> None:
+        small = ["--model.hidden_size=16", "--model.embedding_size=16", "--train.threads=1", "--train.validation_turns=50"]
+        given = ["demo", "--minutes", "0.02", "--out", tmp_path / "demo", *small]
+        done = vrae(*given, before=["unshare", "-rn"], env=environment(HF_HUB_OFFLINE=None))
+        assert done.returncode == 0, done.stderr
+        assert "[3/3] what the model does" in done.stdout
+
+    @pytest.mark.slow
     def test_without_a_terminal_there_is_no_bar_and_with_one_there_is(self, workspace: Path, tmp_path: Path) -> None:
         loud = [option for option in TRAIN if option != "--quiet"]
         begun = ["train", "--data", workspace / "corpus", *loud, "--train.max_steps=4", "--out"]
@@ -265,6 +274,24 @@ class TestSignals:
         assert said.count("\n") == 1
         newest = sound_checkpoints(tmp_path / "run")[-1]
         assert f"stopped by signal {number:d}; saved {tmp_path / 'run' / 'checkpoints' / newest}" in said
+
+    @pytest.mark.slow
+    def test_one_in_a_validation_breaks_it_off_and_saves(self, large: Path, tmp_path: Path) -> None:
+        """Of a model so wide that the validation takes many seconds."""
+        corpus, run = tmp_path / "corpus", tmp_path / "run"
+        assert vrae("prepare", large, "--out", corpus, *PREPARE).returncode == 0
+        often = ["--model.hidden_size=512", "--train.log_every=1", "--train.validate_every=1", "--train.validation_turns=0"]
+        process = start("train", "--data", corpus, "--out", run, *TRAIN, *often)
+        assert wait_until(lambda: (run / "metrics.jsonl").exists() and b"\n" in (run / "metrics.jsonl").read_bytes(), process)
+        time.sleep(1)  # step 1 is on record, its validation under way
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        said = process.communicate(timeout=60)[1]
+        assert time.monotonic() - began < 10
+        assert process.returncode == 143
+        assert f"stopped by signal 15; saved {run / 'checkpoints' / 'step-00000001'}" in said
+        assert b"validation" not in (run / "metrics.jsonl").read_bytes()
+        assert sound_checkpoints(run) == ["step-00000001"]
 
     @pytest.mark.slow
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

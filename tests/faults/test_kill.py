@@ -64,12 +64,13 @@ def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
     return found
 
 
-def train(corpus: Path, run: Path, kill_at: int = 0) -> BaseProcess:
+def train(corpus: Path, run: Path, kill_at: int = 0, number: signal.Signals = signal.SIGKILL) -> BaseProcess:
     """Trains as a user would: goes on where there is a checkpoint, and starts anew where there is none yet."""
     resume = any((run / "checkpoints").glob("step-*"))
     if not resume:
         shutil.rmtree(run, ignore_errors=True)
-    return fork("train", "--data", corpus, "--out", run, *TRAIN, *(["--resume"] if resume else []), kill_at=kill_at)
+    begun = ["train", "--data", corpus, "--out", run, *TRAIN, *(["--resume"] if resume else [])]
+    return fork(*begun, kill_at=kill_at, number=number)
 
 
 def newest_is_whole(run: Path) -> bool:
@@ -135,6 +136,38 @@ def test_a_kill_in_training_and_one_in_saving_change_nothing(corpus: Path, whole
 def test_a_kill_in_preparing_changes_nothing(corpus: Path, tmp_path: Path) -> None:
     kill_preparing(corpus, tmp_path / "corpus", 0.005)
     check_prepared_again(corpus, tmp_path / "corpus")
+
+
+def signal_in_saving(corpus: Path, run: Path, whole: dict[str, bytes], place: int, number: signal.Signals) -> None:
+    """Before this operation on files. The checkpoint in hand is finished; after SIGUSR1 the run goes on by itself."""
+    process = train(corpus, run, kill_at=place, number=number)
+    process.join(60)
+    assert process.exitcode == (0 if number == signal.SIGUSR1 else 128 + number)
+    assert not list((run / "checkpoints").glob(".*"))
+    assert all(check_folder(path) == "" for path in (run / "checkpoints").glob("step-*"))
+    if number != signal.SIGUSR1:
+        finish(train(corpus, run))
+    assert files(run) == whole
+
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_in_saving_changes_nothing(
+    corpus: Path, whole: dict[str, bytes], tmp_path: Path, number: signal.Signals
+) -> None:
+    signal_in_saving(corpus, tmp_path / "run", whole, 20, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_before_any_operation_on_files_changes_nothing(
+    corpus: Path, whole: dict[str, bytes], tmp_path: Path, number: signal.Signals
+) -> None:
+    """From the tenth on: before, the run has not begun to listen."""
+    for place in range(10, 40, 6):
+        signal_in_saving(corpus, tmp_path / str(place), whole, place, number)
 
 
 @pytest.mark.slow

@@ -207,8 +207,8 @@ class TestQuery:
             (lambda i: i.query("x"), "texts must be a list", "str"),
             (lambda i: i.query(["x" * 2001]), "2000 characters", "2001"),
             (lambda i: i.query(["x"], measure="l1"), "measure must be one of euclidean, cosine", "'l1'"),
-            (lambda i: i.query_vectors(np.zeros((2, 7))), r"shape \(queries, 8\)", "(2, 7)"),
-            (lambda i: i.query_vectors(np.zeros(8)), r"shape \(queries, 8\)", "(8,)"),
+            (lambda i: i.query_vectors(np.zeros((2, 7))), r"shape \[N, 8\]", "[2, 7]"),
+            (lambda i: i.query_vectors(np.zeros(8)), r"shape \[N, 8\]", "[8]"),
             (lambda i: i.query_vectors(np.full((1, 8), np.nan)), "numbers of at most 1e\\+15", ""),
         ],
     )

@@ -21,7 +21,7 @@ from vrae.config import GREEDY, CleaningConfig, DecodingConfig, ResponseConfig
 from vrae.corpus.batches import Batch, Window, collate
 from vrae.corpus.prepared import Corpus
 from vrae.corpus.tokenizer import EOS, Tokenizer
-from vrae.errors import ModelError, UserError
+from vrae.errors import ModelError, UserError, printable
 from vrae.files import write_folder
 from vrae.generation.decoding import Decoded
 from vrae.generation.latent import lerp, slerp
@@ -475,8 +475,8 @@ class TestArithmetic:
         [
             (np.zeros((2, 7)), r"must have shape \[N, 8\]"),
             (np.zeros(8), r"must have shape \[N, 8\]"),
-            (np.full((1, 8), np.nan), "must be finite"),
-            (np.zeros((10_001, 8)), "N at most 10000"),
+            (np.full((1, 8), np.nan), "must hold finite numbers"),
+            (np.zeros((10_001, 8)), "at most 10000"),
         ],
         ids=str,
     )
@@ -570,7 +570,7 @@ class TestRefusals:
             (lambda p: p.variations("hello", radius=float("nan")), "radius", "nan"),
             (lambda p: p.analogy("hello", "yes", None), "text must be a string", "NoneType"),
             (lambda p: p.encode(["hello"], [["a"], ["b"]]), "one entry for each of the 1 texts", "2"),
-            (lambda p: p.encode(["hello"], "abc"), "one entry for each of the 1 texts", "0"),
+            (lambda p: p.encode(["hello"], "abc"), "contexts must be a list of strings", "str"),
         ],
     )
     def test_name_the_argument_and_its_value_before_any_work(
@@ -700,7 +700,7 @@ class TestFolder:
         with pytest.raises(ModelError) as caught:
             load(name)
         assert "\n" not in str(caught.value)
-        assert name[:20] in str(caught.value)
+        assert printable(name[:20]) in str(caught.value)
 
     def test_without_a_file_names_the_file(self, files: dict[str, bytes], tmp_path: Path) -> None:
         write_folder(tmp_path / "model", files)
@@ -709,3 +709,51 @@ class TestFolder:
             (tmp_path / name / name).unlink()
             with pytest.raises(ModelError, match=name):
                 load(tmp_path / name)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *(
+                "../x",
+                "../../x",
+                "a/..",
+                "../..",
+                "/etc/no",
+                "a/b/c",
+                "a/b\0",
+                "a/b\n",
+                "\x1b[2J/a",
+                "\u202ea/b",
+                "\ud800/b",
+                "ä/b",
+            ),
+            *("a/" + "b" * 100, "a/b@..", "a/b@../../x", "a/b@/etc", "a/b@", "a/b@c@d", "a/b@c\0", "a/b@c\n", "a/b@\ud800"),
+            *("a/b@" + "c" * 100, "https://huggingface.co/a/b", "hf://a/b", "a/b?x=1", "~/a"),
+        ],
+        ids=ascii,
+    )
+    def test_that_could_lead_elsewhere_is_not_looked_for_on_the_hub(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        def refuse(*arguments: Any, **options: Any) -> None:
+            raise AssertionError("the Hub was asked")
+
+        (tmp_path / "x" / "y").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "x" / "y")
+        monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+        with pytest.raises(ModelError, match=r"no such folder|neither a model folder") as caught:
+            load(name)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(("name", "asked"), [("a/b", ("a/b", None)), ("a/b@refs/pr/1", ("a/b", "refs/pr/1"))])
+    def test_on_the_hub_is_asked_for_by_name_and_revision(
+        self, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, asked: tuple[str, str | None]
+    ) -> None:
+        def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+            assert (name, revision) == asked
+            assert allow_patterns == ["config.json", "model.safetensors", "tokenizer.model"]
+            write_folder(tmp_path / "model", files)
+            return str(tmp_path / "model")
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+        assert load(name).model.config.context_turns == 1

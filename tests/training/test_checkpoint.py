@@ -19,6 +19,7 @@ from vrae.corpus.batches import collate
 from vrae.corpus.prepared import Corpus
 from vrae.corpus.tokenizer import Tokenizer
 from vrae.errors import ModelError
+from vrae.files import MANIFEST, write_folder
 from vrae.model.folder import read
 from vrae.model.vrae import VRAE
 from vrae.training.checkpoint import OPTIMIZER, STATE, Checkpoints
@@ -258,6 +259,118 @@ class TestDamage:
         with pytest.raises(ModelError):
             Checkpoints(tmp_path, 1).restore(*pair)
         assert_same_bits(tensors(*pair), tensors(*model_and_optimizer(seed=1)))
+
+
+def replace(path: Path, **given: bytes) -> None:
+    """Puts other contents into a checkpoint, under a manifest that fits them."""
+    names = {"state": STATE, "optimizer": OPTIMIZER}
+    files = {file.name: file.read_bytes() for file in path.iterdir() if file.name != MANIFEST}
+    write_folder(path, {**files, **{names[name]: data for name, data in given.items()}})
+
+
+class TestForeignContents:
+    """A manifest made for them does not make strange files a checkpoint."""
+
+    @pytest.mark.parametrize(
+        "state",
+        [
+            b"",
+            b"[]",
+            b"null",
+            b"{}",
+            b"\xff\xfe",
+            b"[" * 100_000,
+            b'{"step": ' + b"1" * 5000 + b', "best_step": 0}',
+            b'{"step": 3, "best_step": 0' + b" " * 2**24 + b"}",
+            b'{"step": 2, "best_step": 0}',
+            b'{"step": -3, "best_step": -4}',
+            b'{"step": 3}',
+            b'{"step": 3.0, "best_step": 0}',
+            b'{"step": true, "best_step": 0}',
+            b'{"step": "3", "best_step": 0}',
+            b'{"step": 3, "best_step": null}',
+            b'{"step": 3, "best_step": 4}',
+            b'{"step": 3, "best_step": [[]]}',
+        ],
+        ids=lambda state: repr(state[:40]),
+    )
+    def test_of_the_state_are_refused_before_anything_changes(
+        self, save: Callable[..., Path], tmp_path: Path, state: bytes
+    ) -> None:
+        path = save(3, pair=model_and_optimizer())
+        replace(path, state=state)
+        pair = model_and_optimizer(seed=1)
+        with pytest.raises(ModelError, match=re.escape(f"{path / STATE}: ")) as caught:
+            Checkpoints(tmp_path, 1).restore(*pair)
+        assert len(str(caught.value)) < 400
+        assert "\n" not in str(caught.value)
+        assert_same_bits(tensors(*pair), tensors(*model_and_optimizer(seed=1)))
+        assert pointer(tmp_path, "last") == "step-00000003"
+
+    @pytest.mark.parametrize(
+        ("change", "problem"),
+        [
+            ({"decoder.out.bias/step": None}, "lacks decoder.out.bias/step"),
+            ({"decoder.out.bias/step": None, "decoder.out.bias/exp_avg_sq": None}, "lacks .*step, .*exp_avg_sq"),
+            ({"decoder.out.bias/max_exp_avg_sq": torch.zeros(400)}, "has unknown decoder.out.bias/max_exp_avg_sq"),
+            ({"decoder.out.gain/exp_avg": torch.zeros(400)}, "has unknown decoder.out.gain/exp_avg"),
+            ({"exp_avg": torch.zeros(1)}, "has unknown exp_avg"),
+            ({"": torch.zeros(1)}, "has unknown"),
+            ({"\x1b[2J" * 3: torch.zeros(1)}, r"has unknown \\x1b\[2J"),
+            (
+                {"decoder.out.bias/exp_avg": torch.zeros(399)},
+                r"decoder.out.bias/exp_avg must have shape \(400,\). Got \(399,\)",
+            ),
+            ({"decoder.out.bias/exp_avg": torch.zeros(400, 1)}, r"must have shape \(400,\). Got \(400, 1\)"),
+            ({"decoder.out.bias/exp_avg": torch.zeros(())}, r"must have shape \(400,\). Got \(\)"),
+            ({"decoder.out.bias/step": torch.zeros(1)}, r"decoder.out.bias/step must have shape \(\). Got \(1,\)"),
+            (
+                {"decoder.out.bias/step": torch.tensor(3)},
+                "decoder.out.bias/step must hold floating-point numbers .*torch.int64",
+            ),
+            ({"decoder.out.bias/exp_avg": torch.zeros(400, dtype=torch.complex64)}, "must hold floating-point numbers"),
+            ({"decoder.out.bias/exp_avg": torch.full((400,), torch.nan)}, "decoder.out.bias/exp_avg holds values that are not"),
+            ({"decoder.out.bias/exp_avg_sq": torch.full((400,), torch.inf)}, "exp_avg_sq holds values that are not finite"),
+            ({"decoder.out.bias/exp_avg": torch.full((400,), 1e300, dtype=torch.float64)}, "exp_avg holds values that are not"),
+            ({"decoder.out.bias/exp_avg_sq": torch.full((400,), -1e-9)}, "decoder.out.bias/exp_avg_sq holds numbers below 0"),
+            ({"decoder.out.bias/step": torch.tensor(-1.0)}, "decoder.out.bias/step holds numbers below 0"),
+        ],
+        ids=lambda value: ascii(value)[:40],
+    )
+    def test_of_the_optimiser_are_named(
+        self, save: Callable[..., Path], tmp_path: Path, change: dict[str, torch.Tensor | None], problem: str
+    ) -> None:
+        pair = model_and_optimizer()
+        learn(*pair, 0, 3)
+        path = save(3, pair=pair)
+        stored = {**safetensors.torch.load((path / OPTIMIZER).read_bytes()), **change}
+        kept = {name: value for name, value in stored.items() if value is not None}
+        replace(path, optimizer=safetensors.torch.save(kept))
+        other, optimizer = model_and_optimizer(seed=1)
+        with pytest.raises(ModelError, match=re.escape(f"{path / OPTIMIZER}: ") + ".*" + problem):
+            Checkpoints(tmp_path, 1).restore(other, optimizer)
+        assert optimizer.state_dict()["state"] == {}
+
+    @pytest.mark.parametrize("data", [b"", b"no tensors", b"\xff" * 100, b"\x80\x04\x95"], ids=ascii)
+    def test_that_are_no_tensors_are_refused(self, save: Callable[..., Path], tmp_path: Path, data: bytes) -> None:
+        path = save(3)
+        replace(path, optimizer=data)
+        with pytest.raises(ModelError, match=re.escape(f"{path / OPTIMIZER}: not a safetensors file")):
+            Checkpoints(tmp_path, 1).restore(*model_and_optimizer())
+
+    def test_what_is_restored_does_not_change_with_the_file(self, save: Callable[..., Path], tmp_path: Path) -> None:
+        """And the file not with training: the state is no view of it."""
+        pair = model_and_optimizer()
+        learn(*pair, 0, 3)
+        path = save(3, pair=pair)
+        before = (path / OPTIMIZER).read_bytes()
+        other = model_and_optimizer(seed=1)
+        Checkpoints(tmp_path, 1).restore(*other)
+        learn(*other, 3, 4)
+        assert (path / OPTIMIZER).read_bytes() == before
+        restored = tensors(*other)
+        (path / OPTIMIZER).write_bytes(bytes(len(before)))
+        assert_same_bits(tensors(*other), restored)
 
 
 class TestNothingExecutes:

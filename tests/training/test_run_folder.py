@@ -210,6 +210,6 @@ class TestSignals:
             process.send_signal(number)
             said = process.communicate(timeout=20)[1]
         assert (process.returncode, said) == (code, f"vrae: {'interrupted' if code == 130 else 'terminated'}\n")
-        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["last", "step-00000025"]
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["last", "step-00000020", "step-00000025"]
         assert not (run / "lock").exists()
         assert train(run_config(26), corpus, run, resume=True, quiet=True).step == 26

@@ -22,6 +22,7 @@ import torch
 from conftest import make_dialogues, prepare_config, write_dialogues
 from torch import Tensor
 
+import vrae.training.gradients as gradients
 import vrae.training.trainer as trainer
 from vrae.apps.cli import main
 from vrae.config import BatchConfig, ModelConfig, ObjectiveConfig, RunConfig, TrainConfig
@@ -34,7 +35,7 @@ from vrae.files import write_folder
 from vrae.generation.pipeline import load
 from vrae.model.vrae import ElboTerms
 from vrae.training.monitor import read_records
-from vrae.training.signals import InterruptedRunError
+from vrae.training.signals import InterruptedRunError, RunSignals
 from vrae.training.trainer import Result, train
 
 MODEL = dict(latent_size=4, embedding_size=12, hidden_size=16, context_size=8, dropout=0.0)
@@ -120,7 +121,7 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, ElboTerms,
 
     def install(function: Callable[[int, ElboTerms, Tensor], Tensor | None]) -> list[ElboTerms]:
         seen: list[ElboTerms] = []
-        real = trainer.objective
+        real = gradients.objective
 
         def objective(*arguments: Any) -> tuple[Tensor, ElboTerms, Any]:
             value, terms, inferred = real(*arguments)
@@ -128,7 +129,7 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, ElboTerms,
             changed = function(len(seen), terms, value)
             return value if changed is None else changed, terms, inferred
 
-        monkeypatch.setattr(trainer, "objective", objective)
+        monkeypatch.setattr(gradients, "objective", objective)
         return seen
 
     return install
@@ -210,8 +211,8 @@ class TestResume:
         number: signal.Signals,
         step: int,
     ) -> None:
-        real = trainer.offsets  # some units are active already, in a line of metrics.jsonl that is half filled
-        monkeypatch.setattr(trainer, "offsets", lambda *gaussians: real(*gaussians) * torch.tensor([0.1, 2.0, 4.0, 50.0]))
+        real = gradients.offsets  # some units are active already, in a line of metrics.jsonl that is half filled
+        monkeypatch.setattr(gradients, "offsets", lambda *gaussians: real(*gaussians) * torch.tensor([0.1, 2.0, 4.0, 50.0]))
         fit(tmp_path / "whole", corpus)
         hook(lambda at, terms, value: signal.raise_signal(number) if at == step else None)
         with pytest.raises(InterruptedRunError) as caught:
@@ -261,7 +262,7 @@ class TestResume:
         assert fit(tmp_path / "run", corpus).step == 20
         assert signal.getsignal(signal.SIGUSR1) == before
         assert saved[2:4] == [set(), {"step-00000003"}]  # after the step in hand
-        assert saved[13:15] == [{"step-00000010"}, {"step-00000010", "step-00000014"}]
+        assert saved[13:15] == [{"step-00000003", "step-00000010"}, {"step-00000010", "step-00000014"}]
         assert_same_run(tmp_path / "whole", tmp_path / "run")
 
     def test_before_the_first_checkpoint_starts_from_the_beginning(self, corpus: Corpus, tmp_path: Path) -> None:
@@ -348,10 +349,16 @@ class TestResume:
         with pytest.raises(UserError, match=r"holds no run \(run.json\)"):
             fit(tmp_path, corpus, resume=True)
 
-    def test_of_nothing_is_refused(self, corpus: Corpus, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="holds no run"):
-            fit(tmp_path / "run", corpus, resume=True)
-        assert not (tmp_path / "run").exists()
+    def test_of_nothing_starts_a_run_but_not_among_other_files(self, corpus: Corpus, tmp_path: Path) -> None:
+        """So that one command serves the first start and every later one, as schedulers and torchrun want it."""
+        for folder in (tmp_path / "new", tmp_path / "empty"):
+            (tmp_path / "empty").mkdir(exist_ok=True)
+            assert fit(folder, corpus, resume=True, train=dict(max_steps=3)).step == 3
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "thesis.txt").write_text("chapter 1")
+        with pytest.raises(UserError, match=r"not empty.*holds no run"):
+            fit(tmp_path / "mine", corpus, resume=True)
+        assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
 class TestLearning:
@@ -429,13 +436,13 @@ class TestLearning:
 
     def test_pretraining_hears_no_noise(self, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         loud: list[bool] = []
-        real = trainer.objective
+        real = gradients.objective
 
         def spy(*arguments: Any) -> Any:
             loud.append(bool(arguments[3].any()))
             return real(*arguments)
 
-        monkeypatch.setattr(trainer, "objective", spy)
+        monkeypatch.setattr(gradients, "objective", spy)
         fit(tmp_path / "run", corpus, objective=dict(pretrain_steps=3), train=dict(max_steps=5))
         assert loud == [False] * 3 + [True] * 2
 
@@ -445,15 +452,14 @@ class TestLearning:
         moved: list[str] = []
         real = trainer._Run._step
 
-        def spy(run: Any) -> bool:
+        def spy(run: Any, signals: RunSignals) -> None:
             inference = {id(parameter) for parameter in run.model.inference_network()}
             before = [(parameter, parameter.detach().clone()) for parameter in run._parameters()]
-            done = real(run)
+            real(run, signals)
             changed = {id(parameter) in inference for parameter, old in before if not torch.equal(parameter, old)}
             moved.append(
                 {frozenset([True]): "q", frozenset([False]): "p", frozenset([True, False]): "both"}[frozenset(changed)]
             )
-            return done
 
         monkeypatch.setattr(trainer._Run, "_step", spy)
         information = iter([0.5, 0.7, 0.6, 0.9])
@@ -551,13 +557,13 @@ class TestRecords:
         self, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[Tensor] = []
-        real = trainer.offsets
+        real = gradients.offsets
 
         def spy(*gaussians: Any) -> Tensor:
             seen.append(real(*gaussians) * torch.tensor([0.1, 2.0, 4.0, 50.0]))
             return seen[-1]
 
-        monkeypatch.setattr(trainer, "offsets", spy)
+        monkeypatch.setattr(gradients, "offsets", spy)
         fit(tmp_path / "run", corpus, train=dict(validate_every=100))
         found = [record["active_units"] for record in records(tmp_path / "run", "train")]
         expected = [torch.cat(seen[i : i + 4]).detach().double().var(0) for i in range(0, 20, 4)]
@@ -615,8 +621,8 @@ class TestBadSteps:
     def test_do_not_spoil_the_count_of_active_units(
         self, corpus: Corpus, tmp_path: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real, count = trainer.offsets, iter(range(1, 99))
-        monkeypatch.setattr(trainer, "offsets", lambda q, p: real(q, p) * (math.nan if next(count) == 2 else 1e3))
+        real, count = gradients.offsets, iter(range(1, 99))
+        monkeypatch.setattr(gradients, "offsets", lambda q, p: real(q, p) * (math.nan if next(count) == 2 else 1e3))
         hook(nan_at(2))
         fit(tmp_path / "run", corpus, train=dict(max_steps=4))
         [record] = records(tmp_path / "run", "train")

@@ -30,7 +30,7 @@ from vrae.config import (
     SourceConfig,
     shown,
 )
-from vrae.errors import UserError
+from vrae.errors import UserError, is_out_of_memory
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -73,6 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()  # whoever read it has gone
         return 141
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _complain("out of memory. Ask for less at once, or use a smaller model")
+        return 2
     except OSError as error:
         if error.errno not in _FULL:
             raise
@@ -113,7 +118,8 @@ def _sigterm_raises() -> Iterator[None]:
 
 def _complain(message: str) -> None:
     with contextlib.suppress(OSError):  # stderr may be gone or full as well
-        print(f"vrae: {message}", file=sys.stderr)
+        who = f"process {rank}: " if (rank := os.environ.get("RANK", "0")) != "0" else ""  # of several that torchrun started
+        print(f"vrae: {who}{message}", file=sys.stderr)
 
 
 def _drop_output() -> None:
@@ -198,10 +204,14 @@ def _print_counts(report: dict[str, Any]) -> None:
 
 def _train(values: Namespace) -> int:
     from vrae.corpus.prepared import Corpus
+    from vrae.distributed import processes
     from vrae.training.trainer import train
 
-    config = _run_config(values)
-    result = train(config, Corpus(values.data), values.out, resume=values.resume, dry_run=values.dry_run, quiet=values.quiet)
+    config, corpus = _run_config(values), Corpus(values.data)
+    with processes() as first:
+        result = train(config, corpus, values.out, resume=values.resume, dry_run=values.dry_run, quiet=values.quiet)
+    if not first:
+        return 0
     bound = result.validation
     print(
         f"ended at {result.reason}. Validation: {-bound.elbo:.2f} nats/turn = {bound.distortion:.2f} + {bound.rate:.2f} (rate)"
@@ -215,7 +225,8 @@ def _run_config(values: Namespace) -> RunConfig:
     groups = {field.name: type(getattr(RunConfig(), field.name)) for field in dataclasses.fields(RunConfig)}
     for name in groups:
         if not isinstance(values[name], Namespace):
-            raise UserError(f"--config: {name} must hold settings by name. Got {shown(repr(values[name]))}")
+            files = ", ".join(map(str, values.config))
+            raise UserError(f"--config {files}: {name} must hold settings by name. Got {shown(repr(values[name]))}")
     return RunConfig(**{name: group(**values[name].as_dict()) for name, group in groups.items()})
 
 

@@ -58,8 +58,7 @@ def evaluate(
     Raises:
         UserError: the corpus has another tokenizer, or something asked for cannot be done.
     """
-    model, trained = pipeline.model, pipeline.info.get("run", {}).get("batches", {})
-    limit = config.max_turn_tokens or trained.get("max_turn_tokens", BatchConfig().max_turn_tokens)
+    model, limit = pipeline.model, config.max_turn_tokens or pipeline.longest_turn
     if corpus.tokenizer.sha256 != pipeline.tokenizer.sha256:
         raise UserError(
             f"--data {corpus.path}: its tokenizer is not the model's. Prepare it with --tokenizer MODEL/tokenizer.model"

@@ -1,7 +1,8 @@
 """The commands that use a trained model: one short function each over `Pipeline`.
 
-A function takes the parsed command line and returns the exit code. What a job needs of the rest of the package is imported when
-it runs.
+A function takes the parsed command line and returns the exit code. Options that no input could be worked with are refused once,
+before any is read: a job of no inputs looks at them alone. What a job needs of the rest of the package is imported when it
+runs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 def respond(values: Namespace) -> int:
     pipeline, background = _load(values), _background(values)
     options = {"decoding": _config(DecodingConfig, values), "responses": _config(ResponseConfig, values)}
+    pipeline.respond_many([], values.n, seed=values.seed, **options)
 
     def parse(value: Any) -> list[str]:
         context = _field(value, "context", "turns")
@@ -78,7 +80,12 @@ def sample(values: Namespace) -> int:
 
 
 def reconstruct(values: Namespace) -> int:
+    from vrae.generation.text_model import MAX_REPLIES, in_range, seed_of
+
     pipeline = _load(values)
+    pipeline.need_latent()
+    in_range("n", values.n, 0, MAX_REPLIES)
+    seed_of(values.seed)
 
     def job(texts: list[str]) -> list[Result]:
         found = [dataclasses.asdict(result) for result in pipeline.reconstruct(texts, values.n, seed=values.seed)]
@@ -95,7 +102,11 @@ def reconstruct(values: Namespace) -> int:
 
 
 def interpolate(values: Namespace) -> int:
+    from vrae.generation.pipeline import check_path
+
     pipeline = _load(values)
+    pipeline.need_latent()
+    check_path(values.steps, values.method)
 
     def parse(value: Any) -> tuple[list[str], list[str]]:
         context = value.get("context", []) if isinstance(value, dict) else values.context
@@ -116,7 +127,13 @@ def interpolate(values: Namespace) -> int:
 
 
 def variations(values: Namespace) -> int:
+    from vrae.generation.pipeline import check_ball
+    from vrae.generation.text_model import seed_of
+
     pipeline = _load(values)
+    pipeline.need_latent()
+    check_ball(values.n, values.radius)
+    seed_of(values.seed)
 
     def job(given: list[tuple[str, list[str]]]) -> list[Result]:
         settings = {"radius": values.radius, "seed": values.seed}
@@ -138,6 +155,7 @@ def variations(values: Namespace) -> int:
 
 def analogy(values: Namespace) -> int:
     pipeline = _load(values)
+    pipeline.need_latent()
 
     def parse(value: Any) -> list[str]:
         texts = _field(value, "texts")
@@ -153,6 +171,7 @@ def analogy(values: Namespace) -> int:
 
 def encode(values: Namespace) -> int:
     pipeline = _load(values)
+    pipeline.need_latent()
 
     def job(given: list[tuple[str, list[str]]]) -> list[Result]:
         texts, contexts = [text for text, _ in given], [context for _, context in given]
@@ -201,6 +220,7 @@ def score(values: Namespace) -> int:
     from vrae.evaluation.score import score
 
     pipeline = _load(values)
+    score(pipeline, [], k=values.k, seed=values.seed)
 
     def job(given: list[tuple[str, list[str]]]) -> list[Result]:
         texts, contexts = [text for text, _ in given], [context for _, context in given]
@@ -237,6 +257,7 @@ def neighbours_query(values: Namespace) -> int:
     from vrae.generation.neighbours import Index
 
     index = Index.load(values.index, _load(values))
+    index.query([], values.n, measure=values.measure, probes=values.probes)
 
     def job(texts: list[str]) -> list[Result]:
         found = index.query(texts, values.n, measure=values.measure, probes=values.probes)
@@ -277,6 +298,7 @@ def attributes_move(values: Namespace) -> int:
     from vrae.generation.attributes import Attribute, move
 
     pipeline, attribute = _load(values), Attribute.load(values.attribute)
+    move(pipeline, [], attribute, values.strength, along=values.along)
 
     def job(texts: list[str]) -> list[Result]:
         moved = move(pipeline, texts, attribute, values.strength, along=values.along)

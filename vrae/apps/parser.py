@@ -5,12 +5,13 @@ Built from the dataclasses of `vrae.config` and their docstrings; imports no tor
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace, get_loader
 
 from vrae import __version__
 from vrae.config import (
@@ -46,6 +47,24 @@ def config_path(name: str) -> str:
     raise UserError(f"--config {name}: no such file, and none that comes with vrae ({', '.join(known)})")
 
 
+class _Command(ArgumentParser):
+    """A command whose files of settings open no other file.
+
+    Left to itself, jsonargparse follows a path where it stands in the place of a group (`model: PATH`) or under `config`. The
+    groups are therefore made of plain arguments (`_add_group`), and a path in their place, as `--model PATH` too, is refused.
+    """
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Raises UserError where the file names another one."""
+        values: Any = None
+        with contextlib.suppress(Exception):  # what is no YAML is refused below
+            values = get_loader("yaml")(Path(path).read_text(encoding="utf-8"))
+        if isinstance(values, dict) and any(str(key).rstrip("+") == "config" for key in values):
+            raise UserError(f"--config {path}: config is no setting; a file of settings opens no other file. Leave it out")
+        parsed: Namespace = super().parse_path(path, *args, **kwargs)
+        return parsed
+
+
 def build_parser(chitchat: bool = False) -> ArgumentParser:
     """The parser of all commands. `chitchat`: the cleaning of that corpus is the default of `prepare`."""
     parser = ArgumentParser(
@@ -57,7 +76,7 @@ def build_parser(chitchat: bool = False) -> ArgumentParser:
     parser.usage = "vrae COMMAND ..."
 
     def add(name: str, help: str, example: str, into: Any = commands) -> ArgumentParser:
-        command = ArgumentParser(usage=example, description=help)
+        command = _Command(usage=example, description=help)
         into.add_subcommand(name, command, help=help)
         return command
 
@@ -293,11 +312,18 @@ def _add_flat(parser: ArgumentParser, cls: type) -> None:
         parser.add_argument(f"--{field.name}", type=type(default), default=default, help=_help(cls, field.name))
 
 
+def _add_group(parser: ArgumentParser, cls: type, group: str) -> None:
+    """The settings of a class as `--group.name`, under a heading of their own."""
+    heading = parser.add_argument_group((cls.__doc__ or "").splitlines()[0].rstrip("."))
+    for name, kind in get_type_hints(cls).items():
+        heading.add_argument(f"--{group}.{name}", type=kind, default=getattr(cls(), name), help=_help(cls, name))
+
+
 def _add_source(parser: ArgumentParser, chitchat: bool) -> None:
     parser.add_argument("source", type=str, help=_help(SourceConfig, "source"))
     parser.add_class_arguments(SourceConfig, skip={"source", "skip_bad_rows"})
     parser.add_argument("--skip_bad_rows", action="store_true", help=_help(SourceConfig, "skip_bad_rows"))
-    parser.add_class_arguments(CleaningConfig, "cleaning")
+    _add_group(parser, CleaningConfig, "cleaning")
     if chitchat:
         parser.set_defaults({f"cleaning.{key}": value for key, value in dataclasses.asdict(CHITCHAT_CLEANING).items()})
 
@@ -305,7 +331,7 @@ def _add_source(parser: ArgumentParser, chitchat: bool) -> None:
 def _add_run_config(parser: ArgumentParser) -> None:
     parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(configs())}")
     for field in dataclasses.fields(RunConfig):
-        parser.add_class_arguments(type(getattr(RunConfig(), field.name)), field.name)
+        _add_group(parser, type(getattr(RunConfig(), field.name)), field.name)
 
 
 def _add_model(parser: ArgumentParser) -> None:

@@ -136,7 +136,7 @@ def plot_rate(pipeline: Pipeline, corpus: Corpus, split: str, out: str | Path, *
             f"--data {corpus.path}: its tokenizer is not the model's. Prepare it with --tokenizer MODEL/tokenizer.model"
         )
     _check_count(count)
-    limit = _max_turn_tokens(pipeline)
+    limit = pipeline.longest_turn
     config = BatchConfig(tokens=max(4096, 16 * (limit + 1)), max_turn_tokens=limit)
     windows = Windows(corpus[split], config, pipeline.model.config.context_turns)
     bound = measure(pipeline.model, windows, limit=count, seed=seed, progress=True)
@@ -174,18 +174,13 @@ def even_turns(pipeline: Pipeline, corpus: Corpus, split: str, count: int) -> li
         UserError: `count` is below 2, or the split has fewer than 2 such turns.
     """
     _check_count(count)
-    turns, limit = corpus[split], _max_turn_tokens(pipeline)
+    turns, limit = corpus[split], pipeline.longest_turn
     short = np.flatnonzero(np.diff(turns.turns) <= limit)
     if len(short) < 2:
         raise UserError(f"{corpus.path}: {split} has {len(short)} turns of at most {limit} tokens, a map needs two or more")
     chosen = short[np.linspace(0, len(short) - 1, min(count, len(short))).astype(np.int64)]
     texts = (corpus.tokenizer.decode(turns.turn(turn)) for turn in chosen.tolist())
     return [text for text in texts if len(text) <= MAX_CHARACTERS]
-
-
-def _max_turn_tokens(pipeline: Pipeline) -> int:
-    limit: int = pipeline.info.get("run", {}).get("batches", {}).get("max_turn_tokens", BatchConfig().max_turn_tokens)
-    return limit
 
 
 def _check_count(count: int) -> None:

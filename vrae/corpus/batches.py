@@ -10,7 +10,7 @@ Shape legend: B windows, K context turns, N distinct turns, T tokens of the long
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -221,15 +221,24 @@ class TrainingBatches:
         self.windows, self.seed, self.noise_size = windows, seed, noise_size
         self._epoch, self._plan = -1, [np.zeros(0, np.int64)]
 
-    def parts(self, step: int, count: int = 1) -> list[tuple[Batch, Tensor]]:
-        """The batch of `step` in at most `count` parts, each with its latent noise [B, X].
-
-        Whatever `count` is, a window meets the same noise and loses the same words.
-        """
+    def windows_of(self, step: int) -> np.ndarray:
+        """[B], which windows are learnt from in `step`."""
         epoch, place = divmod(step, self.windows.batches_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._plan = epoch, self.windows.plan(np.random.default_rng([self.seed, 0, epoch]))
-        windows_B = self._plan[place]
+        return self._plan[place]
+
+    def size(self, step: int) -> tuple[int, int]:
+        """Turns and target tokens (end marks included) of `step`."""
+        windows_B = self.windows_of(step)
+        return len(windows_B), int(self.windows.cost_N[windows_B].sum())
+
+    def parts(self, step: int, count: int = 1, numbers: Iterable[int] | None = None) -> list[tuple[Batch, Tensor]]:
+        """The batch of `step` in at most `count` parts, each with its latent noise [B, X]; `numbers`: those parts alone.
+
+        Whatever `count` is, a window meets the same noise and loses the same words. Part i of n is parts i and i + n of 2n.
+        """
+        windows_B = self.windows_of(step)
         B, config = len(windows_B), self.windows.config
         rng = np.random.default_rng([self.seed, 1, step])
         K = self.windows.context_turns
@@ -242,7 +251,8 @@ class TrainingBatches:
                 self.windows.batch(windows_B[i::count], Dropped(kept_B[i::count], turns_BK[i::count], words_BT[i::count])),
                 torch.from_numpy(noise_BX[i::count]),
             )
-            for i in range(min(count, B))
+            for i in (range(count) if numbers is None else numbers)
+            if i < B
         ]
 
 

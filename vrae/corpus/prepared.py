@@ -41,6 +41,7 @@ from vrae.corpus.cleaning import Cleaner
 from vrae.corpus.sources import Source, assign_split, open_source
 from vrae.corpus.tokenizer import Tokenizer, train_tokenizer
 from vrae.errors import ConfigError, DataError, UserError
+from vrae.files import replace_folder, sync_folder
 
 FORMAT = 1
 _ARRAYS: dict[str, np.dtype[Any]] = {
@@ -167,7 +168,7 @@ def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def prepare(config: PrepareConfig, out: str | Path, *, overwrite: bool = False, quiet: bool = False) -> Corpus:
-    """Reads, cleans, splits and encodes a source into the folder `out`, which appears only when complete.
+    """Reads, cleans, splits and encodes a source into the folder `out`, which appears only when complete and on disk.
 
     Raises:
         DataError: a row cannot be read, nothing is left after cleaning, or the vocabulary does not fit the text.
@@ -177,16 +178,12 @@ def prepare(config: PrepareConfig, out: str | Path, *, overwrite: bool = False, 
     if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not overwrite:
         raise UserError(f"--out {out}: exists already. Choose another folder, or pass --overwrite")
     source = open_source(config.source)
-    older = out.with_name(f".{out.name}.old")
     try:
         with _workplace(out) as work:
             manifest = _write(config, source, work, quiet)
             (work / "manifest.json").write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            shutil.rmtree(older, ignore_errors=True)
-            if out.exists():
-                os.replace(out, older)  # no moment has a part of a corpus under the name of the whole
-            os.replace(work, out)
-            shutil.rmtree(older, ignore_errors=True)
+            sync_folder(work)
+            replace_folder(out, work, out.with_name(f".{out.name}.old"))
     except OSError as error:
         raise UserError(f"--out {out}: cannot write: {error.strerror or error}") from None
     return Corpus(out)

@@ -25,10 +25,13 @@ __all__ = ["Dialogue", "Source", "SourceStats", "assign_split", "open_source", "
 CHITCHAT_SHA256 = "d2a5d0bf6acf354fef51f3af39cbece2220d3b8f6086b658c3d335105798312a"
 CHITCHAT_PACKAGE = "chitchat-dataset==0.9.0"
 ACCEPTED = "`chitchat`, a .txt, .jsonl, .csv, .tsv or .parquet file, or the id owner/name of a data set on the Hub"
+REVISION = "a branch, tag or commit (letters, digits and . _ - /)"
 NOT_STATED = "not stated"
 SUFFIXES = (".txt", *READERS)
 
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<![.-])", re.ASCII)
+_REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
+_LONGEST_HUB_NAME = 96  # characters of an id; no tag or branch of the Hub needs more
 _NAMES_NO_FILE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # surrogates besides these stand for bytes that are not UTF-8
 _FILE_LIKE = re.compile(r"\.(txt|jsonl?|[ct]sv|parquet|gz|zip|zst|xz|bz2|md|xlsx?|ya?ml|arrow|pkl|db)$", re.IGNORECASE)
 
@@ -268,7 +271,15 @@ class HubSource(RowSource):
     """A data set on the Hugging Face Hub, streamed."""
 
     def __init__(self, config: SourceConfig) -> None:
+        """Raises DataError where revision, configuration or split could not be the name of one."""
         super().__init__(config.source, config)
+        if config.revision and not is_revision(config.revision):
+            raise problem(config.source, f"--revision of {REVISION}", config.revision, "pass another, or none")
+        for option, value in (("--name", config.name), ("--split", config.split)):
+            if not value.isprintable() or re.search(r"[/\\]|\.\.", value) or len(value) > _LONGEST_HUB_NAME:
+                raise problem(
+                    config.source, f"{option} of the data set, a name without slashes", value, "pass another, or none"
+                )
 
     def fingerprint(self) -> str:
         """The id with its revision, configuration and split; a commit as revision makes it exact."""
@@ -354,15 +365,30 @@ def _hub_error(source: str, error: Exception) -> DataError:
     return DataError(f"{source}: cannot be read as a data set of text: {type(error).__name__} ({text or 'no message'})")
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether it could be `owner/name` on the Hub. Both become parts of paths and addresses: nothing else is let through."""
+    return _HUB_ID.fullmatch(name) is not None and _is_harmless(name)
+
+
+def is_revision(name: str) -> bool:
+    """Whether it could be a branch, tag or commit on the Hub."""
+    return _REVISION.fullmatch(name) is not None and _is_harmless(name)
+
+
+def _is_harmless(name: str) -> bool:
+    return len(name) <= _LONGEST_HUB_NAME and ".." not in name
+
+
 def open_source(config: SourceConfig) -> Source:
     """The source that `config.source` names. A file goes before a data set on the Hub of the same name.
 
     Raises:
-        DataError: it is neither a file nor anything that could be on the Hub. The Hub is not asked before iteration.
+        DataError: it is neither a file nor anything that could be on the Hub, nor could its revision.
+            The Hub is not asked before iteration.
     """
     if config.source == "chitchat":
         return ChitchatSource()
-    could_be_hub = _HUB_ID.fullmatch(config.source) and not _FILE_LIKE.search(config.source)
+    could_be_hub = is_hub_id(config.source) and not _FILE_LIKE.search(config.source)
     if could_be_hub and not os.path.exists(config.source):
         return HubSource(config)
     return FileSource(config)

@@ -51,12 +51,20 @@ class ActiveUnits:
 
     def add(self, offsets_NZ: Tensor) -> None:
         offsets_NZ = offsets_NZ.detach().cpu().double()
-        n = len(offsets_NZ)
         mean_Z = offsets_NZ.mean(0)
-        step_Z = mean_Z - self._mean_Z
-        self._square_Z += (offsets_NZ - mean_Z).square().sum(0) + step_Z.square() * self._n * n / (self._n + n)
-        self._mean_Z += step_Z * n / (self._n + n)
-        self._n += n
+        self._add(len(offsets_NZ), mean_Z, (offsets_NZ - mean_Z).square().sum(0))
+
+    def add_state(self, state: dict[str, Any]) -> None:
+        """Adds all that another one was given."""
+        other = ActiveUnits(len(self._mean_Z), state)
+        self._add(other._n, other._mean_Z, other._square_Z)
+
+    def _add(self, n: int, mean_Z: Tensor, square_Z: Tensor) -> None:
+        if n:
+            step_Z = mean_Z - self._mean_Z
+            self._square_Z += square_Z + step_Z.square() * self._n * n / (self._n + n)
+            self._mean_Z += step_Z * n / (self._n + n)
+            self._n += n
 
     @property
     def variance_Z(self) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vrae.generation.deadline import timed
 from vrae.generation.pipeline import Pipeline
 from vrae.generation.text_model import in_range
 
@@ -35,6 +36,7 @@ class Score:
     tokens: int  # pieces, end mark included
 
 
+@timed
 def score(
     pipeline: Pipeline,
     texts: Sequence[str],
@@ -58,8 +60,9 @@ def score(
     """
     in_range("k", k, 1, MAX_DRAWS)
     in_range("seed", seed, 0, 2**63 - 1)
+    windows = pipeline.windows(texts, contexts)
     given, scores = iter(texts), list[Score]()
-    for batch, found in pipeline.draws(pipeline.windows(texts, contexts), k, seed):
+    for batch, found in pipeline.draws(windows, k, seed):
         bits_BX = torch.stack([found.rate_BZ.sum(-1), found.distortion_B, -found.log_mean_B], 1) / math.log(2)
         figures = zip(bits_BX.tolist(), found.effective_B.tolist(), batch.target_lengths_B.tolist(), strict=True)
         for (latent, rest, weighted), effective, tokens in figures:

@@ -33,7 +33,9 @@ from vrae.config import shown
 from vrae.corpus.readers import READERS, problem, read_text, row_place
 from vrae.errors import DataError, ModelError, UserError
 from vrae.files import to_json, write_file
+from vrae.generation.deadline import timed
 from vrae.generation.pipeline import Pipeline
+from vrae.generation.text_model import need_list
 from vrae.generation.vector_search import LARGEST
 
 FORMAT = 1
@@ -151,6 +153,7 @@ class Move:
     after: float  # projection of the posterior mean of `moved`: how far the text that came out has really gone
 
 
+@timed
 def learn(
     pipeline: Pipeline, first: Sequence[str], second: Sequence[str], *, name: str, labels: tuple[str, str] = ("first", "second")
 ) -> Attribute:
@@ -166,7 +169,9 @@ def learn(
         raise UserError(f"an attribute needs two different labels. Got {labels[0]!r:.40} twice")
     sides = []
     for label, texts in zip(labels, (first, second), strict=True):
-        assert not isinstance(texts, str), "a list of sentences, not one sentence"
+        need_list("sentences", texts)
+        if wrong := next((type(text).__name__ for text in texts if not isinstance(text, str)), ""):
+            raise UserError(f"a sentence must be a string. Got {wrong}")
         different = list(dict.fromkeys(texts))
         if len(different) < FOLDS:
             raise UserError(f"an attribute needs {FOLDS} different sentences of each label. {label!r:.40} has {len(different)}")
@@ -186,6 +191,7 @@ def learn(
     )
 
 
+@timed
 def move(
     pipeline: Pipeline, texts: Sequence[str], attribute: Attribute, strength: float = 1.0, *, along: Along = "means"
 ) -> list[Move]:
@@ -201,12 +207,16 @@ def move(
         raise UserError(f"strength must be a number from {-MAX_STRENGTH:g} to {MAX_STRENGTH:g}. Got {strength!r:.40}")
     step_Z = attribute.step(along)
     attribute.check(pipeline)
+    need_list("texts", texts)
+    if not texts:
+        return []
     means_NZ = pipeline.encode(texts)[0]
     moved = [sample.text for sample in pipeline.decode_latents((means_NZ + strength * step_Z).astype(means_NZ.dtype))]
     before, after = (attribute.project(z_NZ).tolist() for z_NZ in (means_NZ, pipeline.encode(moved)[0]))
     return [Move(*fields) for fields in zip(texts, moved, before, after, strict=True)]
 
 
+@timed
 def projections(pipeline: Pipeline, texts: Sequence[str], attribute: Attribute) -> list[float]:
     """Where each text lies: 0 at the mean of the first label, 1 at that of the second. Raises ModelError as `move` does."""
     attribute.check(pipeline)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vrae.config import DecodingConfig
 from vrae.corpus.tokenizer import BOS, EOS, PAD, UNK
+from vrae.generation.deadline import check_time
 from vrae.model.decoder import Decoder, DecoderState
 
 _ROWS = 256  # texts or hypotheses side by side, so that memory does not grow with their number
@@ -60,6 +61,7 @@ def _write(decoder: Decoder, state: DecoderState, noise_BT: Tensor, config: Deco
     written_BT = torch.full((len(rows), config.max_tokens), EOS, device=rows.device)
     ids = decoder.first_tokens(len(rows))
     for t in range(config.max_tokens):
+        check_time()
         logits_BV, state = decoder.step(ids, state)
         ids = choose(logits_BV, written_BT[rows, :t], noise_BT[rows, t], config)
         written_BT[rows, t] = ids
@@ -165,6 +167,7 @@ def _search(decoder: Decoder, state: DecoderState, config: DecodingConfig, n: in
     score_X = log_prob_X = torch.zeros(len(rows), dtype=torch.float64, device=written_XT.device)
     longest = config.max_tokens**config.length_penalty
     for length in range(1, config.max_tokens + 1):
+        check_time()
         logits_XV, state = decoder.step(written_XT[:, -1], state)
         score_RJ, log_prob_RJ, parent_RJ, id_RJ = _continue(
             logits_XV, written_XT[:, 1:], score_X, log_prob_X, len(rows), config

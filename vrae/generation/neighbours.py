@@ -33,7 +33,8 @@ from vrae.config import shown
 from vrae.corpus.prepared import Corpus
 from vrae.errors import DataError, ModelError, UserError
 from vrae.files import check_folder, to_json, write_folder
-from vrae.generation.text_model import MAX_CHARACTERS, TextModel, in_range
+from vrae.generation.deadline import time_limit
+from vrae.generation.text_model import MAX_CHARACTERS, TextModel, in_range, need_numbers
 from vrae.generation.vector_search import LARGEST, Measure, VectorSearch, sound
 
 FORMAT = 1
@@ -238,24 +239,19 @@ class Index:
         Raises:
             UserError: a text is no string or too long, something is out of range, or faiss is asked for and not installed.
         """
-        if not (windows := self.model.windows(texts)):
-            return []
-        means_QZ = self.model.infer(windows).posterior.mean_BZ.float().cpu().numpy()
+        _check(n, measure, probes)
+        with time_limit(self.model.max_seconds):
+            if not (windows := self.model.windows(texts)):
+                return []
+            means_QZ = self.model.infer(windows).posterior.mean_BZ.float().cpu().numpy()
         return self.query_vectors(means_QZ, n, measure=measure, probes=probes)
 
     def query_vectors(
         self, vectors_QZ: np.ndarray, n: int = 5, *, measure: Measure = "euclidean", probes: int = 0
     ) -> list[list[Neighbour]]:
         """`query` for points of the latent space."""
-        in_range("n", n, 1, MAX_NEIGHBOURS)
-        in_range("probes", probes, 0, MAX_PROBES)
-        if measure not in get_args(Measure):
-            raise UserError(f"measure must be one of {', '.join(get_args(Measure))}. Got {measure!r:.40}")
-        Z = self.model.model.config.latent_size
-        if vectors_QZ.ndim != 2 or vectors_QZ.shape[1] != Z:
-            raise UserError(f"vectors must have shape (queries, {Z}). Got {vectors_QZ.shape}")
-        if not sound(vectors_QZ):
-            raise UserError(f"vectors must hold numbers of at most {LARGEST:g}, all of them finite")
+        _check(n, measure, probes)
+        need_numbers("vectors", vectors_QZ, LARGEST, self.model.model.config.latent_size)
         found = self._search.nearest(vectors_QZ.astype(np.float32), n, measure, probes)
         pairs = (zip(row_C.tolist(), distance_C.tolist(), strict=True) for row_C, distance_C in found)
         return [[self._neighbour(row, distance) for row, distance in some] for some in pairs]
@@ -265,6 +261,13 @@ class Index:
         end, count, dialogue, turn = self._records_N[row].tolist()
         text = self._texts[start : end - 1].tobytes().decode("utf-8", "replace")
         return Neighbour(text, distance, count, dialogue, turn)
+
+
+def _check(n: object, measure: object, probes: object) -> None:
+    in_range("n", n, 1, MAX_NEIGHBOURS)
+    in_range("probes", probes, 0, MAX_PROBES)
+    if measure not in get_args(Measure):
+        raise UserError(f"measure must be one of {', '.join(get_args(Measure))}. Got {measure!r:.40}")
 
 
 def corpus_turns(corpus: Corpus, split: str, max_tokens: int) -> Iterator[Turn]:

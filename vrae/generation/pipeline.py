@@ -24,14 +24,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vrae.config import GREEDY, DecodingConfig, ResponseConfig
+from vrae.config import GREEDY, DecodingConfig, ResponseConfig, shown
 from vrae.corpus.batches import Window
+from vrae.corpus.sources import REVISION, is_hub_id, is_revision
 from vrae.errors import ModelError, UserError
 from vrae.files import MANIFEST, check_folder, first_sound
+from vrae.generation.deadline import timed, timed_steps
 from vrae.generation.decoding import Decoded
 from vrae.generation.latent import lerp, slerp, sphere
 from vrae.generation.responses import Reply, alike, respond, words
 from vrae.generation.text_model import (
+    MAX_CANDIDATES,
+    MAX_LATENT,
     MAX_REPLIES,
     MAX_SAMPLES,
     MAX_STEPS,
@@ -39,6 +43,8 @@ from vrae.generation.text_model import (
     TextModel,
     digest,
     in_range,
+    need_list,
+    need_numbers,
     seed_of,
 )
 from vrae.model.folder import CONFIG, TOKENIZER, WEIGHTS, read
@@ -98,9 +104,9 @@ class Pipeline(TextModel):
     """
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu") -> Pipeline:
+    def load(cls, folder: str | Path, device: str = "cpu", *, max_seconds: float | None = None) -> Pipeline:
         """Reads a model folder, or the best checkpoint of a run folder. Raises ModelError."""
-        return cls(*read(model_folder(Path(folder)), device))
+        return cls(*read(model_folder(Path(folder)), device), max_seconds=max_seconds)
 
     def respond(
         self,
@@ -131,6 +137,7 @@ class Pipeline(TextModel):
         """
         return self.respond_many([context], n, seed=seed, decoding=decoding, responses=responses, background=background)[0]
 
+    @timed
     def respond_many(
         self,
         contexts: Sequence[str | Sequence[str]],
@@ -144,18 +151,21 @@ class Pipeline(TextModel):
         """`respond` for many contexts at once. With a seed, a context's replies do not depend on the others."""
         self.need_context()
         in_range("n", n, 1, MAX_REPLIES)
+        decoding, responses = decoding or DecodingConfig(), responses or ResponseConfig()
+        if n * responses.candidates > MAX_CANDIDATES:
+            raise UserError(f"n * candidates must be at most {MAX_CANDIDATES}. Got {n} * {responses.candidates}")
+        need_list("contexts", contexts)
         seed, windows = seed_of(seed), self.windows([""] * len(contexts), contexts)
         for context in contexts:
             in_range("number of turns", 1 if isinstance(context, str) else len(context), 1, MAX_TURNS)
         if not windows:
             return []
-        decoding, responses = decoding or DecodingConfig(), responses or ResponseConfig()
         return respond(self, windows, n, seed=seed, decoding=decoding, responses=responses, background=background)
 
     def sample(self, n: int = 5, *, seed: int | None = None, decoding: DecodingConfig | None = None) -> Iterator[Sample]:
         """`n` turns from the prior (without context). Raises UserError when n is out of range."""
         in_range("n", n, 1, MAX_SAMPLES)
-        return self._sample(n, seed_of(seed), decoding or DecodingConfig())
+        return timed_steps(self._sample(n, seed_of(seed), decoding or DecodingConfig()), self.max_seconds)
 
     def _sample(self, n: int, seed: int, decoding: DecodingConfig) -> Iterator[Sample]:
         prior, context_1C = self.condition([_NOTHING])
@@ -164,6 +174,7 @@ class Pipeline(TextModel):
             normal_BX, uniform_BT = self.noise([seed, start], rows, prior.noise_size, decoding.max_tokens)
             yield from self._texts(repeat(prior, rows).sample(normal_BX), context_1C, decoding, uniform_BT)
 
+    @timed
     def reconstruct(self, texts: Sequence[str], n: int = 0, *, seed: int | None = None) -> list[Reconstruction]:
         """Encodes each text, without context, and decodes its posterior mean greedily, and `n` draws of its posterior.
 
@@ -201,6 +212,7 @@ class Pipeline(TextModel):
             for i in range(len(texts))
         ]
 
+    @timed
     @torch.inference_mode()
     def interpolate(
         self,
@@ -224,9 +236,7 @@ class Pipeline(TextModel):
             UserError: fewer than 2 steps or more than 200.
             ModelError: the model has no latent, or there is a context and it reads none.
         """
-        in_range("steps", steps, 2, MAX_STEPS)
-        if method not in ("slerp", "lerp"):
-            raise UserError(f"method must be slerp or lerp. Got {method!r}")
+        check_path(steps, method)
         windows = self._latent_windows([a, b], [context, context])
         ends = self.infer(windows)
         mean_BZ, context_SC = ends.posterior.mean_BZ, ends.context_BC[:1].expand(steps, -1)
@@ -242,6 +252,7 @@ class Pipeline(TextModel):
             for i, text in enumerate(path)
         ]
 
+    @timed
     @torch.inference_mode()
     def variations(
         self,
@@ -268,9 +279,7 @@ class Pipeline(TextModel):
             UserError: n or radius out of range.
             ModelError: the model has no latent, or there is a context and it reads none.
         """
-        in_range("n", n, 1, MAX_REPLIES)
-        if not 0 < radius <= 10:
-            raise UserError(f"radius must be above 0 and at most 10. Got {radius!r:.40}")
+        check_ball(n, radius)
         seed, decoding = seed_of(seed), decoding or GREEDY
         windows = self._latent_windows([text], [context])
         posterior, prior, context_1C = self.infer(windows)
@@ -286,6 +295,7 @@ class Pipeline(TextModel):
                 break
         return sorted(found[:n], key=lambda sample: -sample.log_prob)
 
+    @timed
     def analogy(self, a: str, b: str, c: str) -> Sample:
         """The text at a - b + c of the posterior means, without context, decoded greedily: as `a` is to `b`, it is to `c`.
 
@@ -295,6 +305,7 @@ class Pipeline(TextModel):
         means_3Z = self.encode([a, b, c])[0]
         return self.decode_latents((means_3Z[0] - means_3Z[1] + means_3Z[2])[None])[0]
 
+    @timed
     @torch.inference_mode()
     def encode(
         self, texts: Sequence[str], contexts: Sequence[str | Sequence[str]] | None = None
@@ -310,24 +321,24 @@ class Pipeline(TextModel):
         posterior = self.infer(self._latent_windows(texts, contexts)).posterior
         return posterior.mean_BZ.cpu().numpy(), posterior.log_var_BZ.cpu().numpy()
 
+    @timed
     def decode_latents(
         self, z_NZ: np.ndarray, *, decoding: DecodingConfig | None = None, seed: int | None = None
     ) -> list[Sample]:
         """The text at each point of the latent space, without context; greedily where no `decoding` is given.
 
         Args:
-            z_NZ: [N, Z] finite numbers, N at most 10,000.
+            z_NZ: [N, Z] numbers of at most 1e6, N at most 10,000.
 
         Raises:
-            UserError: another shape, or a number is not finite.
+            UserError: another shape, or a number is larger or not finite.
             ModelError: the model has no latent.
         """
         self.need_latent()
         Z, decoding = self.model.config.latent_size, decoding or GREEDY
-        if z_NZ.ndim != 2 or z_NZ.shape[1] != Z or len(z_NZ) > MAX_SAMPLES:
-            raise UserError(f"latents must have shape [N, {Z}], N at most {MAX_SAMPLES}. Got {list(z_NZ.shape)}")
-        if not np.isfinite(z_NZ).all():
-            raise UserError("latents must be finite. Got NaN or infinity")
+        need_numbers("latents", z_NZ, MAX_LATENT, Z)
+        if len(z_NZ) > MAX_SAMPLES:
+            raise UserError(f"latents must be at most {MAX_SAMPLES}. Got {len(z_NZ)}")
         if not len(z_NZ):
             return []
         uniform_NT = self.noise([seed_of(seed)], len(z_NZ), 0, decoding.max_tokens)[1]
@@ -358,33 +369,50 @@ def _is(text: Decoded, window: Window) -> bool:
     return text.finished and text.ids == window.target.tolist()
 
 
-def load(model: str | Path = DEMO_MODEL, device: str = "cpu") -> Pipeline:
+def check_path(steps: object, method: object) -> None:
+    """Raises UserError where `interpolate` would, whatever the texts."""
+    in_range("steps", steps, 2, MAX_STEPS)
+    if method not in ("slerp", "lerp"):
+        raise UserError(f"method must be slerp or lerp. Got {method!r:.40}")
+
+
+def check_ball(n: object, radius: object) -> None:
+    """Raises UserError where `variations` would, whatever the text."""
+    in_range("n", n, 1, MAX_REPLIES)
+    if isinstance(radius, bool) or not isinstance(radius, (int, float)) or not 0 < radius <= 10:
+        raise UserError(f"radius must be above 0 and at most 10. Got {radius!r:.40}")
+
+
+def load(model: str | Path = DEMO_MODEL, device: str = "cpu", *, max_seconds: float | None = None) -> Pipeline:
     """A trained model, ready to use.
 
     Args:
         model: a model folder, a run folder (its best checkpoint is taken), or `owner/name` on the Hub, optionally
             `owner/name@revision`. Without it: what `vrae demo` left here.
         device: `cpu`, `cuda` or `cuda:N`.
+        max_seconds: of wall-clock time, for any one job. It ends with a UserError soon after (checked between the tokens of
+            texts and between batches), and the model can be used on. None: no limit.
 
     Raises:
         ModelError: there is no such model, or it is damaged.
     """
-    path = Path(model)
-    if not os.path.exists(path) and re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", str(model)) and str(model) != DEMO_MODEL:
-        path = _download(str(model))
-    return Pipeline.load(path, device)
+    path, (name, at, revision) = Path(model), str(model).partition("@")
+    if not os.path.exists(path) and is_hub_id(name) and name != DEMO_MODEL:
+        if at and not is_revision(revision):
+            raise ModelError(f"--model {name}@{shown(revision)}: no such folder here; on the Hub, @ goes before {REVISION}")
+        path = _download(name, revision)
+    return Pipeline.load(path, device, max_seconds=max_seconds)
 
 
-def _download(hub_id: str) -> Path:
+def _download(name: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    name, _, revision = hub_id.partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS, TOKENIZER]))
     except Exception as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        asked, first_line = f"{name}@{revision}".rstrip("@"), next(iter(str(error).strip().splitlines()), "")
         raise ModelError(
-            f"--model {hub_id}: no such folder here, and not on the Hub either ({type(error).__name__}: {first_line:.150})"
+            f"--model {asked}: no such folder here, and not on the Hub either ({type(error).__name__}: {first_line:.150})"
         ) from None
 
 

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from vrae.config import MAX_BEAMS, DecodingConfig, ResponseConfig
 from vrae.corpus.batches import Window
-from vrae.errors import UserError
+from vrae.generation.deadline import check_time
 from vrae.generation.decoding import Decoded, beam_search
 from vrae.generation.latent import farthest, stratify
-from vrae.generation.text_model import MAX_CANDIDATES, TextModel, digest
+from vrae.generation.text_model import TextModel, digest
 from vrae.model.gaussian import Density, repeat, select
 
 _ROUNDS = 6  # draws until enough distinct replies are found
@@ -67,8 +67,6 @@ def respond(
         background: the model of log p(reply) that `mmi` subtracts; None: `model` with an empty context.
     """
     wanted = n * responses.candidates
-    if wanted > MAX_CANDIDATES:
-        raise UserError(f"n * candidates must be at most {MAX_CANDIDATES}. Got {n} * {responses.candidates}")
     prior, context_BC = model.condition(windows)
     found: list[list[_Candidate]] = [[] for _ in windows]
     by_chance = model.model.config.latent_size or not (decoding.beams or decoding.temperature == 0)
@@ -108,6 +106,7 @@ def draw_texts(
         return [[(text, ()) for text in texts] for texts in found]
     z, uniform = [], []
     for b, key in enumerate(keys):
+        check_time()
         own = select(prior, torch.tensor([b], device=context_BC.device))
         z.append(_latents(model, own, count, key, latents))
         uniform.append(model.noise([*key, 1], count, 0, decoding.max_tokens)[1])
@@ -147,6 +146,7 @@ def words(text: str) -> list[str]:
 
 def alike(a: Sequence[str], b: Sequence[str], min_change: float = 0.0) -> bool:
     """Whether two texts, as `words`, have the same letters, or a smaller share of their words than `min_change` differs."""
+    check_time()  # of many texts each is compared with each
     return "".join(a) == "".join(b) or share_changed(a, b) < min_change - 1e-9  # the share of one word in five is not below 0.2
 
 

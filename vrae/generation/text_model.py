@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from vrae.corpus.batches import Batch, Window, collate
 from vrae.corpus.cleaning import Cleaner
 from vrae.corpus.tokenizer import Tokenizer
 from vrae.errors import ModelError, UserError
+from vrae.generation.deadline import check_limit, check_time, timed_steps
 from vrae.generation.decoding import Decoded, decode
 from vrae.model.bound import Draws, Noise, draw
 from vrae.model.folder import weights
@@ -35,6 +36,7 @@ MAX_SAMPLES = 10_000
 MAX_REPLIES = 256
 MAX_CANDIDATES = 1024
 MAX_STEPS = 200
+MAX_LATENT = 1e6  # in size; a draw of the prior lies within ten, and numbers far beyond overflow in the decoder
 _ROWS = 256  # texts encoded or decoded side by side
 
 
@@ -45,23 +47,25 @@ class TextModel:
         model: in whatever mode; it is put in eval mode.
         tokenizer: the one it was trained with.
         info: `config.json` of the model folder; the cleaning that its corpus went through is applied to new text.
+        max_seconds: a job that takes longer ends with a UserError soon after; None: no limit.
     """
 
-    def __init__(self, model: VRAE, tokenizer: Tokenizer, info: dict[str, Any]) -> None:
-        self.model, self.tokenizer, self.info = model.eval(), tokenizer, info
+    def __init__(self, model: VRAE, tokenizer: Tokenizer, info: dict[str, Any], *, max_seconds: float | None = None) -> None:
+        check_limit(max_seconds)
+        self.model, self.tokenizer, self.info, self.max_seconds = model.eval(), tokenizer, info, max_seconds
         corpus = info.get("corpus")
         cleaning = corpus.get("cleaning", {}) if isinstance(corpus, dict) else {}
         self._cleaner = Cleaner(from_dict(CleaningConfig, cleaning, "config.json: corpus.cleaning"))
 
     @property
     def longest_turn(self) -> int:
-        """The most tokens that a turn had in training; the default of `BatchConfig` where `info` does not say."""
+        """The most tokens that a turn had in training; the default of `BatchConfig` where `info` says no such number."""
         run = self.info.get("run")
         trained = run.get("batches") if isinstance(run, dict) else None
         limit = trained.get("max_turn_tokens") if isinstance(trained, dict) else None
-        return limit if type(limit) is int else BatchConfig().max_turn_tokens
+        return limit if type(limit) is int and 0 < limit <= MAX_CHARACTERS else BatchConfig().max_turn_tokens
 
-    def windows(self, texts: Sequence[str], contexts: Iterable[str | Sequence[str]] | None = None) -> list[Window]:
+    def windows(self, texts: Sequence[str], contexts: Sequence[str | Sequence[str]] | None = None) -> list[Window]:
         """Each text as a target, cleaned and encoded, after its context (its turns, oldest first; empty: none).
 
         Only the last `context_turns` turns of a context are read. Speakers are taken to alternate, the last turn of a context
@@ -71,11 +75,11 @@ class TextModel:
             UserError: a text or a context is no text, too long, or there are too many or too few of them.
             ModelError: there is a context, and the model reads none.
         """
-        if isinstance(texts, str) or not isinstance(texts, Sequence):
-            raise UserError(f"texts must be a list of strings. Got {type(texts).__name__}")
+        need_list("texts", texts)
         if contexts is None:
             return [self._window(text, ()) for text in texts]
-        turns = [] if isinstance(contexts, str) else [_turns(context) for context in contexts]
+        need_list("contexts", contexts)
+        turns = [_turns(context) for context in contexts]
         if len(turns) != len(texts):
             raise UserError(f"contexts must be a list with one entry for each of the {len(texts)} texts. Got {len(turns)}")
         if any(turns):
@@ -98,14 +102,14 @@ class TextModel:
     @torch.inference_mode()
     def condition(self, windows: Sequence[Window]) -> tuple[Density, Tensor]:
         """p(z | c) and c of each window, whatever its target; at least one window."""
-        parts = [self.model.condition(self.batch(windows[i : i + _ROWS])) for i in range(0, len(windows), _ROWS)]
+        parts = [self.model.condition(self.batch(some)) for some in _parts(windows)]
         priors, contexts = zip(*parts, strict=True)
         return join(priors), torch.cat(contexts)
 
     @torch.inference_mode()
     def infer(self, windows: Sequence[Window]) -> Inferred:
         """q(z | x, c), p(z | c) and c of each window; at least one window."""
-        parts = [self.model.infer(self.batch(windows[i : i + _ROWS])) for i in range(0, len(windows), _ROWS)]
+        parts = [self.model.infer(self.batch(some)) for some in _parts(windows)]
         posteriors, priors, contexts = zip(*parts, strict=True)
         return Inferred(join(posteriors), join(priors), torch.cat(contexts))
 
@@ -118,10 +122,12 @@ class TextModel:
 
     def draws(self, windows: Sequence[Window], k: int, seed: int) -> Iterator[tuple[Batch, Draws]]:
         """The windows in batches, with what k draws of z from q(z | x, c) show of each; its noise is its own."""
-        for start in range(0, len(windows), _ROWS):
-            some = windows[start : start + _ROWS]
+        return timed_steps(self._draws(windows, k, seed), self.max_seconds)
+
+    def _draws(self, windows: Sequence[Window], k: int, seed: int) -> Iterator[tuple[Batch, Draws]]:
+        for some in _parts(windows):
             batch = self.batch(some)
-            noise = Noise([seed, 0], np.array([digest(window) for window in some]))
+            noise = _TimedNoise([seed, 0], np.array([digest(window) for window in some]))
             with torch.inference_mode():
                 inferred = self.model.infer(batch)
                 found = draw(self.model, batch, inferred, inferred.posterior, k, noise)
@@ -153,6 +159,7 @@ class TextModel:
         return Window(ids[1:], ids[0], [int(same) for same in same_speaker])
 
     def _text(self, text: object) -> str:
+        check_time()
         if not isinstance(text, str):
             raise UserError(f"a text must be a string. Got {type(text).__name__}")
         if len(text) > MAX_CHARACTERS:
@@ -160,9 +167,41 @@ class TextModel:
         return self._cleaner.text(text.encode("utf-8", "replace").decode())
 
 
+class _TimedNoise(Noise):
+    """Noise for as long as there is time: it is asked for between two batches of draws."""
+
+    def draw(self, times: int, size: int) -> Tensor:
+        check_time()
+        return super().draw(times, size)
+
+
+def _parts(windows: Sequence[Window]) -> Iterator[Sequence[Window]]:
+    """As many as are worked on side by side."""
+    for start in range(0, len(windows), _ROWS):
+        check_time()
+        yield windows[start : start + _ROWS]
+
+
 def digest(window: Window) -> int:
     """A number of a text and its context, which their noise is made of: with one seed, different texts get different noise."""
     return zlib.crc32(b"/".join(np.asarray(turn, "<i8").tobytes() for turn in (*window.context, window.target)))
+
+
+def need_list(name: str, values: object) -> None:
+    """Raises UserError where `values` is no list (or tuple), or is one text."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise UserError(f"{name} must be a list of strings. Got {type(values).__name__}")
+
+
+def need_numbers(name: str, values_NZ: object, most: float, Z: int) -> None:
+    """Raises UserError where `values_NZ` is no array [N, Z] of real numbers, all of them at most `most` in size."""
+    if not isinstance(values_NZ, np.ndarray) or values_NZ.dtype.kind not in "fiu":
+        got = f"{type(values_NZ).__name__} {getattr(values_NZ, 'dtype', '')}".strip()
+        raise UserError(f"{name} must be a numpy array of real numbers. Got {got}")
+    if values_NZ.ndim != 2 or values_NZ.shape[1] != Z:
+        raise UserError(f"{name} must have shape [N, {Z}]. Got {list(values_NZ.shape)}")
+    if not (np.abs(values_NZ.astype(np.float64)) <= most).all():  # NaN is not either
+        raise UserError(f"{name} must hold finite numbers of at most {most:g}")
 
 
 def in_range(name: str, value: object, low: int, high: int) -> None:

@@ -65,7 +65,7 @@ def read(folder: str | Path, device: torch.device | str = "cpu") -> Loaded:
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     if len(tokenizer) != config.vocab_size:
         raise ModelError(f"{folder}: the tokenizer has {len(tokenizer)} pieces, the model {config.vocab_size}")
-    stored = _read_tensors(folder / WEIGHTS)
+    stored = read_tensors(folder / WEIGHTS)
     found, least = sum(tensor.numel() for tensor in stored.values()), _fewest_parameters(config)
     if least > max(found, _ALWAYS_BUILT):
         raise ModelError(f"{folder / WEIGHTS}: holds {found:,} numbers, the model of {CONFIG} has more than {least:,}")
@@ -76,16 +76,28 @@ def read(folder: str | Path, device: torch.device | str = "cpu") -> Loaded:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Fills `model` from a safetensors file. Raises ModelError, naming the tensor, when anything does not fit."""
-    _fill(model, _read_tensors(path), path)
+    _fill(model, read_tensors(path), path)
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file by name, as they are. Raises ModelError where it is none."""
     try:
         return safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except (OSError, safetensors.SafetensorError, ValueError) as error:
         raise ModelError(f"{path}: not a safetensors file, or damaged: {shown(str(error), 200)}") from None
+
+
+def fill(tensor: torch.Tensor, value: torch.Tensor, where: str) -> None:
+    """Copies `value` into `tensor`. Raises ModelError unless it has its shape and holds finite floating-point numbers."""
+    if value.dtype not in _DTYPES:
+        raise ModelError(f"{where} must hold floating-point numbers of 16 to 64 bits. Got {value.dtype}")
+    if value.shape != tensor.shape:
+        raise ModelError(f"{where} must have shape {tuple(tensor.shape)}. Got {shown(str(tuple(value.shape)))}")
+    tensor.copy_(value)
+    if not torch.isfinite(tensor).all():
+        raise ModelError(f"{where} holds values that are not finite numbers")
 
 
 def _fill(model: nn.Module, stored: dict[str, torch.Tensor], path: Path) -> None:
@@ -95,14 +107,7 @@ def _fill(model: nn.Module, stored: dict[str, torch.Tensor], path: Path) -> None
             raise ModelError(f"{path}: {problem} {shown(', '.join(sorted(names)[:5]), 200)}")
     with torch.no_grad():
         for name, tensor in tensors.items():
-            value = stored[name]
-            if value.dtype not in _DTYPES:
-                raise ModelError(f"{path}: {name} must hold floating-point numbers of 16 to 64 bits. Got {value.dtype}")
-            if value.shape != tensor.shape:
-                raise ModelError(f"{path}: {name} must have shape {tuple(tensor.shape)}. Got {shown(str(tuple(value.shape)))}")
-            tensor.copy_(value)
-            if not torch.isfinite(tensor).all():
-                raise ModelError(f"{path}: {name} holds values that are not finite numbers")
+            fill(tensor, stored[name], f"{path}: {name}")
             if tensor.numel() and tensor.abs().max() > _LARGEST:
                 raise ModelError(f"{path}: {name} holds numbers beyond {_LARGEST:g}, with which sums may overflow")
 

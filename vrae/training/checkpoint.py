@@ -19,13 +19,17 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from vrae.config import shown
 from vrae.corpus.tokenizer import Tokenizer
+from vrae.distributed import first
 from vrae.errors import ModelError
 from vrae.files import first_sound, remove_folder, to_json, write_file, write_folder
-from vrae.model.folder import CONFIG, TOKENIZER, WEIGHTS, load_weights, to_files, weights
+from vrae.model.folder import CONFIG, TOKENIZER, WEIGHTS, fill, load_weights, read_tensors, to_files, weights
 from vrae.model.vrae import VRAE
 
 OPTIMIZER, AUXILIARY, STATE = "optimizer.safetensors", "auxiliary.safetensors", "trainer.json"
+_KINDS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
+_MAX_STATE_BYTES = 2**24
 
 
 class Restored(NamedTuple):
@@ -57,7 +61,7 @@ class Checkpoints:
         state: dict[str, Any],
     ) -> Path:
         """Writes the checkpoint of `state["step"]` and moves the pointers; `best` where state["best_step"] is this step."""
-        path = self.folder / _name(state["step"])
+        path = self.path(state["step"])
         files = {
             **to_files(model, tokenizer, {**info, "step": state["step"]}),
             OPTIMIZER: safetensors.torch.save(_optimizer_tensors(optimizer)),
@@ -75,6 +79,10 @@ class Checkpoints:
                 remove_folder(old)
         return path
 
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is or will be."""
+        return self.folder / _name(step)
+
     def found(self) -> list[Path]:
         """Complete checkpoints, newest first."""
         return sorted((p for p in self.folder.glob("step-*") if p.is_dir()), reverse=True)
@@ -83,17 +91,18 @@ class Checkpoints:
         """Loads the newest sound checkpoint into `model` and `optimizer`; `best` and `last` become those of then.
 
         Raises:
-            ModelError: there is none; each is named, with what is wrong with it.
+            ModelError: there is none; each is named, with what is wrong with it. Or its files are as the manifest says and yet
+                not what is saved here; the file is named, and the tensor.
         """
         auxiliary = () if self.auxiliary is None else (AUXILIARY,)
         path, damaged = first_sound(self.found(), (CONFIG, WEIGHTS, TOKENIZER, OPTIMIZER, STATE, *auxiliary))
         if path is None:
-            raise ModelError("\n".join([*damaged, f"{self.folder}: no sound checkpoint to resume from"]))
-        state = json.loads((path / STATE).read_bytes())
+            raise ModelError(*damaged, f"{self.folder}: no sound checkpoint to resume from")
+        state = _read_state(path)
         load_weights(model, path / WEIGHTS)
         if self.auxiliary is not None:
             load_weights(self.auxiliary, path / AUXILIARY)
-        _restore_optimizer(optimizer, safetensors.torch.load((path / OPTIMIZER).read_bytes()))
+        _restore_optimizer(optimizer, path / OPTIMIZER)
         self._point(state)
         return Restored(path, state, damaged)
 
@@ -101,7 +110,7 @@ class Checkpoints:
         """Moves `best` and `last`; a run that was killed between a checkpoint and this does it when it is resumed."""
         for pointer, step in (("best", state["best_step"]), ("last", state["step"])):
             path, name = self.folder / pointer, _name(step).encode()
-            if (self.folder / _name(step)).is_dir() and not (path.is_file() and path.read_bytes() == name):
+            if first() and self.path(step).is_dir() and not (path.is_file() and path.read_bytes() == name):
                 write_file(path, name)
 
 
@@ -123,10 +132,35 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    place_of = {name: place for place, name in enumerate(_names(optimizer))}
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, kind = key.rpartition("/")
-        state.setdefault(place_of[name], {})[kind] = value
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / STATE
+    if path.stat().st_size > _MAX_STATE_BYTES:
+        raise ModelError(f"{path}: larger than {_MAX_STATE_BYTES} bytes")
+    try:
+        state: dict[str, Any] = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not JSON: {error!s:.100}") from None
+    step, best = (state.get("step"), state.get("best_step")) if isinstance(state, dict) else (None, None)
+    if type(step) is not int or type(best) is not int or checkpoint.name != _name(step) or best > step:
+        raise ModelError(f"{path}: must hold an object, with the step of {checkpoint.name} and a best_step no later")
+    return state
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """A parameter that never had a gradient has no state; that of any other is whole."""
+    names, parameters = _names(optimizer), [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    place_of = {f"{name}/{kind}": (place, kind) for place, name in enumerate(names) for kind in _KINDS}
+    stored, state = read_tensors(path), dict[int, dict[str, Tensor]]()
+    if unknown := sorted(stored.keys() - place_of.keys()):
+        raise ModelError(f"{path}: has unknown {shown(', '.join(unknown[:5]), 200)}")
+    for key, value in stored.items():
+        place, kind = place_of[key]
+        like = torch.zeros(()) if kind == "step" else torch.zeros_like(parameters[place], device="cpu")
+        fill(like, value, f"{path}: {key}")
+        if kind != "exp_avg" and (like < 0).any():
+            raise ModelError(f"{path}: {key} holds numbers below 0")
+        state.setdefault(place, {})[kind] = like
+    for place, values in state.items():
+        if missing := [f"{names[place]}/{kind}" for kind in _KINDS if kind not in values]:
+            raise ModelError(f"{path}: lacks {', '.join(missing)}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from vrae.distributed import world
 from vrae.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises ConfigError for a device that is not there."""
+    """`auto` is the GPU where there is one; of several processes each has its own. Raises ConfigError for one not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -17,6 +18,8 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError(f"device {name!r}: expected auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"device {name!r}: expected auto, cpu, cuda or cuda:N")
+    if device.index is not None and world() > 1:
+        raise ConfigError(f"device {name!r}: several processes cannot share it. Pass cuda: each takes its own")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {name!r}: torch sees {torch.cuda.device_count()} GPUs here")
     return device

@@ -6,8 +6,11 @@ stood far out.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from vrae.config import DecodingConfig
 from vrae.corpus.batches import Windows
 from vrae.corpus.prepared import Split
 from vrae.corpus.tokenizer import Tokenizer
+from vrae.distributed import first
 from vrae.errors import DivergenceError, UserError
 from vrae.files import to_json, write_file
 from vrae.generation.pipeline import Pipeline
@@ -32,7 +36,7 @@ _BAD_STEPS = 10  # not finite, in a row, that end a run
 
 
 class Monitor:
-    """Writes the run's records. Lines for people go to stderr, above the bar.
+    """Writes the run's records. Lines for people go to stderr, above the bar. Of several processes the first one does it alone.
 
     Args:
         run: the run's folder.
@@ -44,19 +48,19 @@ class Monitor:
     """
 
     def __init__(self, run: Path, step: int, max_steps: int, *, tensorboard: bool = False, quiet: bool = False) -> None:
-        self.quiet = quiet
+        self.quiet = quiet or not first()
         self._board: Any = None
-        if tensorboard:
+        if tensorboard and first():
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise UserError("--train.tensorboard: not installed. Run: pip install 'vrae[tensorboard]'") from None
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
-        self._metrics = _reopen(run / "metrics.jsonl", step)
-        self._samples = _reopen(run / "samples.jsonl", step)
-        self._incidents = _reopen(run / INCIDENTS, step)
+        self._metrics, self._samples, self._incidents = (
+            _Records(run / name, step, self.warn) for name in ("metrics.jsonl", "samples.jsonl", INCIDENTS)
+        )
         self._bar = tqdm(
-            total=max_steps or None, initial=step, unit="step", disable=True if quiet else None, dynamic_ncols=True
+            total=max_steps or None, initial=step, unit="step", disable=True if self.quiet else None, dynamic_ncols=True
         )
 
     def say(self, line: str) -> None:
@@ -66,7 +70,8 @@ class Monitor:
 
     def warn(self, line: str) -> None:
         """One line for people, whether they asked for quiet or not."""
-        self._bar.write(f"vrae: warning: {line}", file=sys.stderr)
+        if first():
+            self._bar.write(f"vrae: warning: {line}", file=sys.stderr)
 
     def expect(self, max_steps: int) -> None:
         """The bar's length is known now."""
@@ -79,7 +84,7 @@ class Monitor:
 
     def metrics(self, record: dict[str, Any]) -> None:
         """A line of metrics.jsonl, and the bar's figures."""
-        _append(self._metrics, record)
+        self._metrics.append(record)
         shown = {
             "epoch": f"{record['epoch']:.1f}",
             "distortion": f"{record['distortion']:.1f}",
@@ -101,7 +106,7 @@ class Monitor:
 
     def samples(self, record: dict[str, Any]) -> None:
         """A line of samples.jsonl: {"step", "samples": {kind: [text or [text, text], ..]}}; a few are shown."""
-        _append(self._samples, record)
+        self._samples.append(record)
         for kind, rows in record["samples"].items():
             for row in rows[:3]:
                 self.say(f"    {kind:<15} {row if isinstance(row, str) else '  ->  '.join(row)}")
@@ -111,13 +116,12 @@ class Monitor:
 
     def incident(self, record: dict[str, Any]) -> None:
         """A line of incidents.jsonl: {"step", "event", "turns": [number in the split, ..], ..}."""
-        _append(self._incidents, record)
+        self._incidents.append(record)
 
     def close(self) -> None:
         self._bar.close()
-        self._metrics.close()
-        self._samples.close()
-        self._incidents.close()
+        for records in (self._metrics, self._samples, self._incidents):
+            records.close()
         if self._board:
             self._board.close()
 
@@ -187,7 +191,8 @@ class Watch:
         path, ids = self.run / "diverged.json", [self.split.turn(turn) for turn in turns.tolist()]
         batch = zip(turns.tolist(), ids, strict=True)
         texts = [{"turn": turn, "ids": [*map(int, row)], "text": self.tokenizer.decode(row)} for turn, row in batch]
-        write_file(path, to_json({"step": step, "batch": texts}))
+        if first():
+            write_file(path, to_json({"step": step, "batch": texts}))
         raise DivergenceError(
             f"{_BAD_STEPS} steps in a row up to step {step} were not finite. The last batch is in {path}, those before in "
             f"{INCIDENTS}. Start a new run (--out) with a lower train.learning_rate or train.clip_norm"
@@ -210,26 +215,42 @@ def show(pipeline: Pipeline, windows: Windows) -> dict[str, list[Any]]:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file of a run; a last line cut off by a crash is left out."""
+    """The records of a .jsonl file of a run; lines cut off by a crash or a full disk are left out."""
     records: list[dict[str, Any]] = []
     if path.is_file():
         for line in path.read_bytes().splitlines():
-            try:
+            with contextlib.suppress(ValueError):
                 records.append(json.loads(line))
-            except ValueError:
-                break
     return records
 
 
-def _reopen(path: Path, step: int) -> Any:
-    kept = [record for record in read_records(path) if record["step"] <= step and step > 0]
-    write_file(path, "".join(map(_line, kept)).encode())
-    return open(path, "a", encoding="utf-8")
+class _Records:
+    """A .jsonl file that a run appends to: without the lines after `step`. What the disk has no room for is lost, and said."""
 
+    def __init__(self, path: Path, step: int, warn: Callable[[str], None]) -> None:
+        self.path, self.warn = path, warn
+        self._file: io.FileIO | None = None
+        self._whole = True  # what was written so far ends with a line
+        if first():
+            kept = [record for record in read_records(path) if record["step"] <= step and step > 0]
+            write_file(path, "".join(map(_line, kept)).encode())
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (`close` does)
 
-def _append(file: Any, record: dict[str, Any]) -> None:
-    file.write(_line(record))
-    file.flush()
+    def append(self, record: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        line = (b"" if self._whole else b"\n") + _line(record).encode()
+        try:
+            self._whole = self._file.write(line) == len(line)
+            problem = "" if self._whole else "no room"
+        except OSError as error:
+            problem = error.strerror or str(error)
+        if problem:
+            self.warn(f"{self.path}: cannot write: {problem}; the line of step {record['step']} is lost")
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def _line(record: dict[str, Any]) -> str:

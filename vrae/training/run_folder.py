@@ -40,16 +40,16 @@ def open_run(config: RunConfig, corpus: Corpus, run: Path, *, resume: bool, over
     Raises:
         UserError: it holds another run, or something else; another process trains there; or it cannot be written.
     """
-    if resume and not (run / _RECORD).is_file():
-        raise UserError(f"--resume: {run} holds no run ({_RECORD}). Leave --resume out to start one")
     with contextlib.ExitStack() as stack:
         try:
             run.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_locked(run))
-            if resume:
+            begun = (run / _RECORD).is_file()
+            if resume and begun:
                 _compare(config, corpus, run)
             elif not overwrite and any(not _ours(path.name) for path in run.iterdir()):
-                raise UserError(f"--out {run}: not empty. Choose another folder, or pass --resume to go on with the run in it")
+                remedy = ", or pass --resume to go on with the run in it" if begun else f": it holds no run ({_RECORD})"
+                raise UserError(f"--out {run}: not empty. Choose another folder{remedy}")
             mend(run)
             mend(run / CHECKPOINTS)
             now = {"config": dataclasses.asdict(config), "corpus": corpus_info(corpus), "data": str(corpus.path.resolve())}

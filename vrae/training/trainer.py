@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,15 +22,17 @@ from torch import nn
 from vrae.config import RunConfig, TrainConfig
 from vrae.corpus.batches import TrainingBatches, Windows
 from vrae.corpus.prepared import Corpus
-from vrae.errors import ModelError, UserError
-from vrae.evaluation.information import ActiveUnits, offsets
+from vrae.distributed import add_up, by_first, first, gather, processes, same, world
+from vrae.errors import DivergenceError, ModelError, UserError
+from vrae.evaluation.information import ActiveUnits
 from vrae.evaluation.likelihood import Bound, measure
 from vrae.generation.pipeline import Pipeline
 from vrae.model.vrae import VRAE
-from vrae.training.checkpoint import Checkpoints
+from vrae.training.checkpoint import Checkpoints, Restored
+from vrae.training.gradients import Gradients, mix
 from vrae.training.hardware import pick_device, pick_precision
 from vrae.training.monitor import LossLevel, Monitor, Watch, show
-from vrae.training.objective import BagOfWords, objective
+from vrae.training.objective import BagOfWords
 from vrae.training.run_folder import DRY_RUN, corpus_info, fit_to_corpus, open_run
 from vrae.training.schedules import AggressivePhase, RateController, kl_weight, learning_rate
 from vrae.training.signals import InterruptedRunError, RunSignals
@@ -79,12 +82,16 @@ def train(
 ) -> Result:
     """Trains a model on a prepared corpus into the folder `run`.
 
+    Started by torchrun, the processes share each batch, and end with the model that one alone would have; all must see `run`
+    and the corpus, and the first one writes.
+
     Args:
         config: what and how; model.vocab_size 0 becomes the corpus's.
         corpus: its train and validation splits are used.
         run: new or empty, unless `resume`.
-        resume: go on from the newest sound checkpoint in `run`, or from the start where there is none yet. Architecture,
-            batches, objective and optimiser must be as they were; lengths, intervals and device may change.
+        resume: go on from the newest sound checkpoint in `run`, or from the start where there is none or no run yet.
+            Architecture, batches, objective and optimiser must be as they were; lengths, intervals, device and the number of
+            processes may change.
         dry_run: two steps, a validation and a checkpoint in `run`/dry-run, to see that all of it works.
         quiet: no bar and no lines.
 
@@ -101,8 +108,15 @@ def train(
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, **short))  # type: ignore[arg-type]
     config = fit_to_corpus(config, corpus)
     windows = {name: Windows(corpus[name], config.batches, config.model.context_turns) for name in ("train", "validation")}
-    with open_run(config, corpus, run, resume=resume, overwrite=dry_run), RunSignals() as signals:
-        return _Run(config, corpus, windows, run, resume, quiet).fit(signals)
+    with processes(), by_first(open_run(config, corpus, run, resume=resume, overwrite=dry_run)), RunSignals() as signals:
+        same("configuration", config)
+        same("corpus", corpus.fingerprint)
+        try:
+            return _Run(config, corpus, windows, run, resume, quiet).fit(signals)
+        except (InterruptedRunError, DivergenceError) as error:
+            if first():
+                raise
+            raise SystemExit(error.exit_code) from None  # which the first one explains
 
 
 class _Run:
@@ -120,18 +134,17 @@ class _Run:
         self.bag_of_words = BagOfWords(config.model).to(self.device) if config.objective.bag_of_words else None
         self.optimizer = _optimizer(self.model, self.bag_of_words, options)
         self.windows, self.validation = windows["train"], windows["validation"]
-        self.noise_shape = config.objective.importance_samples, config.model.latent_size
-        self.batches = TrainingBatches(self.windows, options.seed, math.prod(self.noise_shape))
+        noise_size = config.objective.importance_samples * config.model.latent_size
+        self.batches = TrainingBatches(self.windows, options.seed, noise_size)
+        self.gradients = Gradients(self.model, self.bag_of_words, self.batches, config, self.device, self.precision)
         self.checkpoints = Checkpoints(run, options.keep_last, self.bag_of_words)
         self.progress = Progress()
+        self.agreed: tuple[int, bool] = (0, False)  # what signals have asked any of several processes for
         self.saved: tuple[Path, dict[str, Any]] | None = None  # the last checkpoint, and trainer.json of it
         warnings: list[str] = []
         if resume and self.checkpoints.found():
             restored = self.checkpoints.restore(self.model, self.optimizer)
-            try:
-                self.progress = Progress(**restored.state)
-            except TypeError:
-                raise ModelError(f"{restored.path}: the state of another version of vrae. Go on with that one") from None
+            self.progress = _progress(restored, config.model.latent_size)
             self.saved, warnings = (restored.path, restored.state), restored.warnings
         if options.max_steps or self.progress.planned_minutes != options.max_minutes:
             self.progress.max_steps, self.progress.planned_minutes = options.max_steps, 0.0
@@ -141,6 +154,7 @@ class _Run:
         self.active = ActiveUnits(config.model.latent_size, self.progress.active)
         self.phase = AggressivePhase(**self.progress.aggressive or {"over": not config.objective.aggressive})
         self.watch = Watch(run, self.monitor, self.windows.split, corpus.tokenizer, LossLevel(**self.progress.level))
+        same("state", self.progress)
 
     def fit(self, signals: RunSignals) -> Result:
         """Trains to the end; returns with the best model on disk."""
@@ -151,34 +165,38 @@ class _Run:
             f"{self.windows.tokens:,} tokens, {self.windows.batches_per_epoch:,} steps an epoch; "
             f"{self.windows.left_out:,} turns of more than {self.config.batches.max_turn_tokens} tokens left out"
         )
-        started, before, bound = time.monotonic(), progress.minutes, None
+        self.started, bound = time.monotonic() - 60 * progress.minutes, None
         try:
             while True:
                 self._plan()
                 reason = self._end()
                 validates = progress.validated != progress.step and (reason or self._is_due(options.validate_every))
-                if validates and not signals.number:
+                if validates and not self._asked(signals)[0]:
                     bound = self._validate(signals)
                     reason = self._end()
                 if reason or self._is_due(options.checkpoint_every) or progress.best_step == progress.step:
-                    self._save()
+                    self._save(needed=bool(reason))
                 self._heed(signals)
                 if reason:
                     return Result(self.run, progress.step, reason, bound or self._bound())
-                self._step()
+                self._step(signals)
                 self.monitor.advance()
-                progress.minutes = before + (time.monotonic() - started) / 60
         finally:
             self.monitor.close()
 
     def _heed(self, signals: RunSignals) -> None:
         """Between two steps: saves where a signal asks for it, and stops where one asks for that."""
-        if signals.number:
-            path = self._save()
-            raise InterruptedRunError(f"stopped by signal {signals.number}; saved {path}. Go on with --resume", signals.number)
-        if signals.save:
+        number, save = self._asked(signals)
+        if number:
+            path = self._save(needed=True)
+            raise InterruptedRunError(f"stopped by signal {number}; saved {path}. Go on with --resume", number)
+        if save:
             signals.save = False
-            self.monitor.say(f"saved {self._save()}, as SIGUSR1 asks")
+            self.monitor.say(f"saved {self._save(needed=True)}, as SIGUSR1 asks")
+
+    def _asked(self, signals: RunSignals) -> tuple[int, bool]:
+        """Which signal asks to stop (0: none), and whether one asks to save; of several processes, as the last step found."""
+        return (signals.number, signals.save) if world() == 1 else self.agreed
 
     def _is_due(self, interval: int) -> bool:
         return self.progress.step > 0 and self.progress.step % interval == 0
@@ -202,7 +220,7 @@ class _Run:
             return f"no better validation in {options.patience}"
         return ""
 
-    def _step(self) -> None:
+    def _step(self, signals: RunSignals) -> None:
         """One optimiser step, which is skipped where something is not finite."""
         options, progress, config = self.config.train, self.progress, self.config.objective
         began = time.perf_counter()
@@ -213,32 +231,23 @@ class _Run:
         rate_of_step = learning_rate(step, progress.max_steps or 10**9, options)
         for group in self.optimizer.param_groups:
             group["lr"] = rate_of_step
-        self.optimizer.zero_grad(set_to_none=True)
-        parts = self.batches.parts(step, options.accumulate)
-        turns = sum(len(batch.target_B) for batch, _ in parts)
-        tokens = sum(batch.tokens for batch, _ in parts)
-        total, distortion, rate = (torch.zeros((), device=self.device) for _ in range(3))
-        moved = []
         self.model.train()
-        for i, (batch, noise_BX) in enumerate(parts):
-            torch.manual_seed(_mix(options.seed, step, i))  # dropout
-            noise_SBZ = noise_BX.view(len(noise_BX), *self.noise_shape).transpose(0, 1).to(self.device)
-            noise_SBZ = torch.zeros_like(noise_SBZ) if pretraining else noise_SBZ
-            with self._autocast():
-                loss, terms, inferred = objective(
-                    self.model, self.bag_of_words, batch.to(self.device), noise_SBZ, weight, config
-                )
-            (loss * (len(terms.distortion_B) / turns)).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach() * len(terms.distortion_B)
-            distortion += terms.distortion_B.detach().sum()
-            rate += terms.rate_BZ.detach().sum()
-            with torch.no_grad():
-                moved.append(offsets(inferred.posterior, inferred.prior))
+        turns, tokens = self.batches.size(step)
+        parts = self.gradients.parts
+        sums, moved = self.gradients.of(step, weight, pretraining=pretraining)
+        if self.gradients.parts > parts:
+            self.monitor.warn(f"step {step + 1}: out of memory; from now on a batch is worked in {self.gradients.parts} parts")
         for parameter in self._resting():
             parameter.grad = None
         norm = torch.nn.utils.clip_grad_norm_(self._parameters(), options.clip_norm or math.inf)
         progress.step += 1
-        nats, nats_distortion, nats_rate, length = torch.stack((total, distortion, rate, norm)).tolist()  # waits for the device
+        asks = [signals.number == signal.SIGINT, signals.number == signal.SIGTERM, signals.save]
+        mine = [(time.monotonic() - self.started) / 60 if first() else 0.0, *map(float, asks)]
+        sums = torch.cat([sums, sums.new_tensor(mine)])
+        add_up([sums])
+        values = torch.cat([sums, norm.double()[None]]).tolist()  # waits for the device
+        nats, nats_distortion, nats_rate, progress.minutes, interrupts, terminations, saves, length = values
+        self.agreed = (signal.SIGTERM if terminations else signal.SIGINT if interrupts else 0), saves > 0
         finite = all(map(math.isfinite, (nats, nats_distortion, nats_rate, length)))
         if finite:
             self.optimizer.step()
@@ -271,7 +280,8 @@ class _Run:
 
     def _turns(self, step: int) -> np.ndarray:
         """The numbers, in the split, of the turns that the step in hand learns from."""
-        return self.windows.target_N[self.batches._plan[step % self.windows.batches_per_epoch]]
+        turns_B: np.ndarray = self.windows.target_N[self.batches.windows_of(step)]
+        return turns_B
 
     def _steer(self, loss: float, rate: float, turns: int, tokens: int) -> None:
         """What reacts to a step: the rate's controller, and whose turn it is in an aggressive phase. Sums over the batch."""
@@ -295,7 +305,7 @@ class _Run:
 
     def _renew_decoder(self) -> None:
         """Draws the decoder anew after pre-training, and forgets the optimiser's moments of it (Li et al. 2019)."""
-        torch.manual_seed(_mix(self.config.train.seed, self.progress.step, 2**32 - 1))
+        torch.manual_seed(mix(self.config.train.seed, self.progress.step, 2**32 - 1))
         self.model.decoder.reset_parameters()
         for parameter in self.model.decoder.parameters():
             if parameter is not self.model.decoder.embedding.weight:
@@ -308,6 +318,7 @@ class _Run:
 
     def _log(self, weight: float, rate_of_step: float) -> None:
         sums, progress = self.progress.sums, self.progress
+        self._join_active()
         if not sums["turns"]:
             return  # every step since the last line was skipped
         distortion, rate = sums["distortion"] / sums["turns"], sums["rate"] / sums["turns"]
@@ -329,14 +340,17 @@ class _Run:
         self.active = ActiveUnits(self.config.model.latent_size)
 
     def _validate(self, signals: RunSignals) -> Bound | None:
-        """Measures, shows and records; nothing where a signal asks to stop before all is measured."""
+        """Measures, shows and records; nothing where a signal asks to stop before all is measured.
+
+        Several processes, which have to agree on it, do so when it is done.
+        """
         progress = self.progress
         began = time.perf_counter()
-        with signals.breaking_off():
+        with signals.breaking_off() if world() == 1 else contextlib.nullcontext():
             bound = self._bound()
             seconds = time.perf_counter() - began
-            shown = show(Pipeline(self.model, self.corpus.tokenizer, self._info()), self.validation)
-        if signals.number:
+            shown = show(Pipeline(self.model, self.corpus.tokenizer, self._info()), self.validation) if first() else {}
+        if signals.number and world() == 1:
             return None
         aggressive = not self.phase.over and progress.step > self.config.objective.pretrain_steps
         if aggressive and self.phase.validated(bound.mutual_information):
@@ -369,25 +383,58 @@ class _Run:
     def _bound(self) -> Bound:
         return measure(self.model, self.validation, limit=self.config.train.validation_turns)
 
-    def _save(self) -> Path:
-        """Writes a checkpoint, unless the last one holds this very state."""
+    def _join_active(self) -> None:
+        """The first process takes over what the others know of active units."""
+        known = gather(self.active.state)
+        if world() > 1:
+            self.active = ActiveUnits(self.config.model.latent_size)
+            for state in known:
+                self.active.add_state(state)
+
+    def _save(self, *, needed: bool) -> Path:
+        """Writes a checkpoint, unless the last one holds this very state.
+
+        Args:
+            needed: raise UserError where it cannot be written; else say so and go on.
+        """
+        self._join_active()
+        path = self.checkpoints.path(self.progress.step)
+        if not first():
+            return path
         self.progress.active = self.active.state
         self.progress.aggressive = dataclasses.asdict(self.phase)
         self.progress.level = dataclasses.asdict(self.watch.level)
         state = dataclasses.asdict(self.progress)
         if self.saved is None or self.saved[1] != state:
             try:
-                path = self.checkpoints.save(self.model, self.optimizer, self.corpus.tokenizer, self._info(), state)
+                self.checkpoints.save(self.model, self.optimizer, self.corpus.tokenizer, self._info(), state)
             except OSError as error:
-                raise UserError(f"--out {self.run}: cannot write a checkpoint: {error.strerror or error}") from None
+                problem = f"--out {self.run}: cannot write a checkpoint: {error.strerror or error}"
+                if needed:
+                    raise UserError(problem) from None
+                self.monitor.warn(f"step {self.progress.step}: {problem}; going on without")
+                return path
             self.saved = path, state
-        return self.saved[0]
+        return path
 
     def _info(self) -> dict[str, Any]:
         return {"run": dataclasses.asdict(self.config), "corpus": corpus_info(self.corpus)}
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+def _progress(restored: Restored, latent_size: int) -> Progress:
+    """Raises ModelError where the state is not what `Progress` holds."""
+    blank, state = dataclasses.asdict(Progress()), restored.state
+    numbers = (int, float, type(None))
+    try:
+        if any(not isinstance(state[name], numbers if isinstance(value, numbers) else dict) for name, value in blank.items()):
+            raise TypeError
+        progress = Progress(**state)
+        ActiveUnits(latent_size, progress.active).add(torch.zeros(1, latent_size))
+        AggressivePhase(**progress.aggressive)
+        LossLevel(**progress.level)
+    except (TypeError, KeyError, ValueError, RuntimeError):
+        raise ModelError(f"{restored.path}: the state of another version of vrae. Go on with that one") from None
+    return progress
 
 
 def _optimizer(model: VRAE, bag_of_words: BagOfWords | None, options: TrainConfig) -> torch.optim.Optimizer:
@@ -400,8 +447,3 @@ def _optimizer(model: VRAE, bag_of_words: BagOfWords | None, options: TrainConfi
         {"params": [(n, p) for n, p in named if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.99), fused=True)
-
-
-def _mix(seed: int, step: int, part: int) -> int:
-    """A seed of torch's for each (seed, step, part)."""
-    return int(np.random.SeedSequence([seed, 2, step, part]).generate_state(1, np.uint64)[0] >> 1)

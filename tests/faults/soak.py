@@ -146,11 +146,11 @@ def judge(name: str, measured: Sequence[dict[str, float]]) -> tuple[list[str], l
 def disk(run: Path) -> dict[str, int]:
     """Bytes below `run`, and how many checkpoints have a name; files may vanish meanwhile."""
     sizes = {"checkpoints": 0, "records": 0, "kept": 0}
-    for path in run.rglob("*"):
-        with suppress(OSError):
-            sizes["kept"] += path.name.startswith("step-") and path.is_dir()
-            part = "checkpoints" if path.parent != run else "records"
-            sizes[part] += path.stat().st_size if path.is_file() else 0
+    for folder, folders, files in os.walk(run):  # which passes over what it cannot open
+        sizes["kept"] += sum(name.startswith("step-") for name in folders)
+        for name in files:
+            with suppress(OSError):
+                sizes["records" if folder == str(run) else "checkpoints"] += (Path(folder) / name).stat().st_size
     return sizes
 
 

@@ -173,6 +173,20 @@ def test_one_that_is_killed_ends_the_other_and_spoils_nothing(corpus: Corpus, tm
     assert train(run_config(K2, max_steps=steps), corpus, run, resume=True, quiet=True).step == steps
 
 
+def test_running_moments_are_the_mean_of_both(corpus: Corpus, tmp_path: Path) -> None:
+    """Of one process they are those of its parts one after the other: near, not the same. All else is."""
+    groups = dict(K0, model=dict(dropout=0.0, batch_norm_scale=0.5))
+    train(run_config(groups, accumulate=2, max_steps=80), corpus, tmp_path / "one", quiet=True)
+    both = Two(arguments(run_config(groups, max_steps=80), corpus, tmp_path / "two"), said=tmp_path / "said")
+    assert both.end() == [0, 0], both.words()
+    ours, theirs = (safetensors.torch.load_file(last(tmp_path / name) / "model.safetensors") for name in ("one", "two"))
+    for key, value in ours.items():
+        if key.endswith((".mean_Z", ".variance_Z")):
+            assert 0 < (value - theirs[key]).abs().max() < 0.3 * value.abs().max(), key
+        else:
+            assert (value - theirs[key]).abs().max() <= 1e-5, key
+
+
 def test_what_the_first_refuses_is_said_once(corpus: Corpus, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("chapter 1")

@@ -256,6 +256,7 @@ class TestSurroundings:
         hidden = environment(CUDA_VISIBLE_DEVICES="")
         begun = ["train", "--data", workspace / "corpus", "--out", tmp_path / "run", *TRAIN, "--train.device=cuda"]
         assert one_line(vrae(*begun, env=hidden)) == "device 'cuda': torch sees 0 GPUs here"
+        assert not (tmp_path / "run").exists()
         asked = ["sample", "--model", workspace / "run", "--device", "cuda"]
         assert one_line(vrae(*asked, env=hidden)) == "device 'cuda': torch sees 0 GPUs here"
 

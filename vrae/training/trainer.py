@@ -108,15 +108,17 @@ def train(
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, **short))  # type: ignore[arg-type]
     config = fit_to_corpus(config, corpus)
     windows = {name: Windows(corpus[name], config.batches, config.model.context_turns) for name in ("train", "validation")}
-    with processes(), by_first(open_run(config, corpus, run, resume=resume, overwrite=dry_run)), RunSignals() as signals:
-        same("configuration", config)
-        same("corpus", corpus.fingerprint)
-        try:
-            return _Run(config, corpus, windows, run, resume, quiet).fit(signals)
-        except (InterruptedRunError, DivergenceError) as error:
-            if first():
-                raise
-            raise SystemExit(error.exit_code) from None  # which the first one explains
+    with processes():
+        pick_device(config.train.device)  # refused before anything is written
+        with by_first(open_run(config, corpus, run, resume=resume, overwrite=dry_run)), RunSignals() as signals:
+            same("configuration", config)
+            same("corpus", corpus.fingerprint)
+            try:
+                return _Run(config, corpus, windows, run, resume, quiet).fit(signals)
+            except (InterruptedRunError, DivergenceError) as error:
+                if first():
+                    raise
+                raise SystemExit(error.exit_code) from None  # which the first one explains
 
 
 class _Run:

@@ -34,7 +34,7 @@ K2 = dict(
 
 
 def run_config(groups: dict[str, dict[str, Any]], **options: Any) -> RunConfig:
-    settings = dict(max_steps=50, validate_every=20, checkpoint_every=10, log_every=5, validation_turns=16, threads=1)
+    settings = dict(max_steps=50, validate_every=20, checkpoint_every=10, log_every=4, validation_turns=16, threads=1)
     return RunConfig(
         model=ModelConfig(**{**TINY, "vocab_size": 0, **groups["model"]}),
         batches=BatchConfig(**{"tokens": 160, "max_turn_tokens": 24, "segment_turns": 4, **groups.get("batches", {})}),
@@ -129,9 +129,13 @@ def test_two_are_one(corpus: Corpus, tmp_path: Path, groups: dict[str, Any], par
     assert both.end() == [0, 0], both.words()
     assert_same_end(one, two, 1e-5)
     found = figures(two)
-    assert len(found) == 10 + 3
+    assert len(found) == 12 + 3
     for ours, theirs in zip(figures(one), found, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
+    kept, others = (json.loads((last(run) / "trainer.json").read_bytes())["active"] for run in (two, one))
+    assert kept["turns"] == others["turns"] > 0  # of the steps since the last line
+    assert kept["mean"] == pytest.approx(others["mean"], rel=1e-4, abs=1e-5)
+    assert kept["square"] == pytest.approx(others["square"], rel=1e-3)
     assert both.words()[0].startswith("ended at step 50 of 50. Validation: ")
     assert both.words()[1] == ""
     assert check_folder(last(two)) == ""

@@ -43,26 +43,22 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("command", [line for block in blocks("run") for line in block.splitlines()])
-def test_command_runs(command: str, workspace: Path) -> None:
-    done = run(command, workspace)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+COMMANDS = [command for block in blocks("run") for command in block.splitlines()]
 
 
-@pytest.mark.parametrize("block", blocks("run", GUIDE), ids=lambda block: " ".join(block.split()[:3]))
-def test_commands_of_the_guide_run(
-    block: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", [*COMMANDS, *blocks("run", GUIDE)], ids=lambda block: " ".join(block.split()[:6]))
+def test_command_runs(
+    command: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In this process, but for what needs a shell."""
+    """In this process, but for what needs a shell; the lines of a block of the guide one after the other."""
     monkeypatch.chdir(workspace)
-    for command in block.splitlines():
-        if re.search("[|>]", command):
-            done = run(command, workspace)
+    for line in command.splitlines():
+        if re.search("[|>]", line):
+            done = run(line, workspace)
             assert done.returncode == 0, done.stderr
-            assert done.stdout.strip() or " > " in command
+            assert done.stdout.strip() or " > " in line
         else:
-            assert main(shlex.split(command)[1:]) == 0
+            assert main(shlex.split(line)[1:]) == 0
             assert capsys.readouterr().out.strip()
 
 

@@ -142,8 +142,7 @@ def test_two_are_one(corpus: Corpus, tmp_path: Path, groups: dict[str, Any], par
     assert not (two / "lock").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("number", "code", "rank"), [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 0)])
 def test_a_signal_to_one_stops_both_at_the_same_step(
     corpus: Corpus, tmp_path: Path, number: signal.Signals, code: int, rank: int
 ) -> None:

@@ -41,7 +41,7 @@ NAN = float("nan")
 # Of each setting with a range: values just outside, and the outermost ones inside.
 RANGES: dict[type[Any], dict[str, tuple[list[Any], list[Any]]]] = {
     CleaningConfig: {
-        "max_repeats": ([-1], [0]),
+        "max_repeats": ([-1, 1001], [0, 1000]),
         "min_turns": ([0], [1]),
         "spam_messages": ([-1], [0]),
         "spam_distinct": ([-0.1, 1.1, NAN], [0.0, 1.0]),

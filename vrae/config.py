@@ -59,7 +59,7 @@ class CleaningConfig:
 
     Args:
         mask_personal: replace e-mail addresses, URLs, phone numbers and @handles by <email> <url> <phone> <user>.
-        max_repeats: runs of one character (no digit) longer than this are cut to it; 0: never.
+        max_repeats: runs of one character (no digit) longer than this are cut to it, [0, 1000]; 0: never.
         lowercase: write all text in lower case.
         restore_apostrophes: dont -> don't, im -> i'm, and eight more whose reading is not in doubt.
         min_turns: drop dialogues with fewer turns.
@@ -78,7 +78,7 @@ class CleaningConfig:
     drop_duplicates: bool = True
 
     def __post_init__(self) -> None:
-        _require(self.max_repeats >= 0, f"max_repeats must be 0 or more. Got {self.max_repeats}")
+        _require(0 <= self.max_repeats <= 1000, f"max_repeats must be in [0, 1000]. Got {self.max_repeats}")
         _require(self.min_turns >= 1, f"min_turns must be 1 or more. Got {self.min_turns}")
         _require(self.spam_messages >= 0, f"spam_messages must be 0 or more. Got {self.spam_messages}")
         _require(0 <= self.spam_distinct <= 1, f"spam_distinct must be in [0, 1]. Got {self.spam_distinct}")

@@ -401,10 +401,11 @@ def test_an_unknown_key_of_a_yaml_is_named(tmp_path: Path, capsys: pytest.Captur
     [
         (b"\xff\xfe", "config"),
         (b"model: null\n", "x.yaml: model must hold settings by name. Got None"),
+        (b"model: {dropout: null}\n", "x.yaml: model.dropout has no value"),
         (b"[" * 20_000, "config"),
         (b"train: {max_steps: " + b"9" * 5000 + b"}", "config"),
     ],
-    ids=["bytes", "null", "deep", "huge"],
+    ids=["bytes", "null", "null within", "deep", "huge"],
 )
 def test_a_hostile_yaml_is_refused(given: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.yaml").write_bytes(given)

@@ -225,8 +225,12 @@ def watch(
                 records.flush()
             if now >= read_at:
                 read_at, job = now + READ_SECONDS, next(jobs)
-                done = vrae(*job, "--model", run)
                 reads += 1
+                try:
+                    done = vrae(*job, "--model", run)
+                except subprocess.TimeoutExpired as error:
+                    failed.append(f"vrae {' '.join(job)}: not done after {error.timeout:g} seconds")
+                    continue
                 if done.returncode or done.stderr:
                     failed.append(f"vrae {' '.join(job)}: exit code {done.returncode}: {done.stderr.strip()}")
             time.sleep(0.1)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import re
 import shutil
 import struct
 import zlib
@@ -21,6 +20,7 @@ import torch
 from conftest import tiny_model
 from faults.mutators import VALUES, hostile_json, mutated
 
+from vrae.apps.cli import _run_config, parse
 from vrae.apps.parser import build_parser
 from vrae.config import SPLITS, DecodingConfig, PrepareConfig, RunConfig, SourceConfig, from_dict
 from vrae.corpus.batches import collate
@@ -242,19 +242,12 @@ def settings_file(world: World, rng: Random) -> Input:
     plain = b"model:\n  latent_size: 8\n  dropout: 0.5\ntrain:\n  max_steps: 10\n  device: cpu\nobjective:\n  beta: 1.0\n"
     value = {"model": {"latent_size": 8, "prior": "auto"}, "train": {"max_steps": 10}, "objective": {"aggressive": False}}
     data = mutated(rng, plain) if rng.randint(0, 1) else hostile_json(rng, value)
-    for known in (
-        rb"[\[]{100,}",
-        rb"[0-9]{4000,}",
-        rb"/etc/passwd",
-        rb"\\(0|u0000)",
-    ):
-        data = re.sub(known, b"", data)
     path = world.path("x.yaml", data.decode("utf-8", "replace").encode())
     arguments = ["train", "--config", str(path), "--data", "corpus", "--out", "run"]
 
     def call() -> None:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
-            world.parser.parse_args(arguments)
+            _run_config(parse(world.parser, arguments).train)
 
     return call
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from vrae import __version__
 from vrae.apps.parser import NESTED, build_parser, config_path, configs
@@ -88,15 +88,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     arguments = _spelled(argv)
-    parser = build_parser(chitchat="chitchat" in arguments)
-    try:
-        parsed = parser.parse_args(arguments)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--config: cannot be read: {shown(str(error), 200)}") from None
+    parsed = parse(build_parser(chitchat="chitchat" in arguments), arguments)
     command, values = parsed.subcommand, parsed[parsed.subcommand]
     if command in NESTED:
         command, values = f"{command} {values.subcommand}", values[values.subcommand]
     return _COMMANDS[command](values)
+
+
+def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    """The settings of a command line. Raises UserError or SystemExit where it makes none."""
+    try:
+        parsed: Namespace = parser.parse_args(arguments)
+        return parsed
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--config: cannot be read: {shown(str(error), 200)}") from None
 
 
 @contextlib.contextmanager
@@ -144,7 +149,7 @@ def _spelled(arguments: Sequence[str]) -> list[str]:
 
 def _prepare_config(values: Namespace) -> PrepareConfig:
     source = SourceConfig(**{field.name: values[field.name] for field in dataclasses.fields(SourceConfig)})
-    cleaning = CleaningConfig(**values.cleaning.as_dict())
+    cleaning = _group(values, "cleaning", CleaningConfig)
     options = {
         field.name: values[field.name]
         for field in dataclasses.fields(PrepareConfig)
@@ -222,12 +227,20 @@ def _train(values: Namespace) -> int:
 
 
 def _run_config(values: Namespace) -> RunConfig:
-    groups = {field.name: type(getattr(RunConfig(), field.name)) for field in dataclasses.fields(RunConfig)}
-    for name in groups:
-        if not isinstance(values[name], Namespace):
-            files = ", ".join(map(str, values.config))
-            raise UserError(f"--config {files}: {name} must hold settings by name. Got {shown(repr(values[name]))}")
-    return RunConfig(**{name: group(**values[name].as_dict()) for name, group in groups.items()})
+    kinds = {field.name: type(getattr(RunConfig(), field.name)) for field in dataclasses.fields(RunConfig)}
+    return RunConfig(**{name: _group(values, name, kind) for name, kind in kinds.items()})
+
+
+def _group(values: Namespace, name: str, kind: type[Any]) -> Any:
+    """A group of settings, from a file where there is one and from the command line."""
+    where = f"--config {', '.join(map(str, values.get('config') or ()))}"
+    if not isinstance(values[name], Namespace):
+        raise UserError(f"{where}: {name} must hold settings by name. Got {shown(repr(values[name]))}")
+    settings = values[name].as_dict()
+    for key, value in settings.items():
+        if value is None:  # which jsonargparse takes for any type
+            raise UserError(f"{where}: {name}.{key} has no value. Give one, or leave it out")
+    return kind(**settings)
 
 
 def _info(values: Namespace) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vrae.config import BatchConfig
-from vrae.corpus.prepared import Split
+from vrae.corpus.prepared import Split, blocks
 from vrae.corpus.tokenizer import BOS, EOS, PAD, UNK
 from vrae.errors import ConfigError, DataError
 
@@ -98,12 +98,19 @@ class Dropped(NamedTuple):
 
 
 class Windows:
-    """The examples of one split.
+    """The examples of one split: 12 bytes each in memory.
 
     Args:
         split: of a prepared corpus.
         config: limits and dropouts.
         context_turns: K.
+
+    Attributes:
+        target_N: which turn of the split is the target.
+        start_N: the first turn of its dialogue.
+        cost_N: its tokens, end mark included.
+        tokens: of all windows, end marks included.
+        left_out: turns of the split that are too long for a target.
 
     Raises:
         ConfigError: a segment can be longer than a batch.
@@ -113,9 +120,12 @@ class Windows:
     def __init__(self, split: Split, config: BatchConfig, context_turns: int) -> None:
         self.split, self.config, self.context_turns = split, config, context_turns
         self._segment = config.segment_turns if context_turns else 1
-        lengths = np.diff(split.turns)
-        self.target_N = np.flatnonzero(lengths <= config.max_turn_tokens)
-        self.left_out = len(lengths) - len(self.target_N)
+        turns = len(split.turns) - 1
+        self._kind = np.int32 if max(turns, config.tokens) < 2**31 else np.int64  # half the memory where they fit
+        most = config.max_turn_tokens + 1  # with the end mark; what is longer only has to stay so
+        cost_N = np.concatenate([np.minimum(np.diff(part), most).astype(self._kind) + 1 for part in blocks(split.turns)])
+        self.target_N = np.flatnonzero(cost_N <= most).astype(self._kind)
+        self.left_out = turns - len(self.target_N)
         if not len(self.target_N):
             raise DataError(
                 f"{split.name}: no turn has {config.max_turn_tokens} tokens or fewer. Raise --batches.max_turn_tokens"
@@ -126,17 +136,13 @@ class Windows:
                 f"batches.tokens ({config.tokens}) must hold a segment of batches.segment_turns ({self._segment}) turns of "
                 f"batches.max_turn_tokens ({config.max_turn_tokens}) and their end marks: {longest}"
             )
-        self.cost_N = lengths[self.target_N] + 1  # with its end mark
-        dialogue_N = np.searchsorted(split.dialogues, self.target_N, side="right") - 1
-        self.start_N = np.asarray(split.dialogues)[dialogue_N]
+        self.cost_N = cost_N[self.target_N]
+        start_N = np.repeat(split.dialogues[:-1].astype(self._kind), np.diff(split.dialogues))
+        self.start_N = start_N[self.target_N]
+        self.tokens = int(self.cost_N.sum())
 
     def __len__(self) -> int:
         return len(self.target_N)
-
-    @property
-    def tokens(self) -> int:
-        """Target tokens of all windows, end marks included."""
-        return int(self.cost_N.sum())
 
     @property
     def batches_per_epoch(self) -> int:
@@ -148,26 +154,41 @@ class Windows:
         Consecutive turns of a dialogue stay together (segments of `segment_turns` when K >= 1), segments of similar length
         meet in a batch, and every batch but the last is within one segment of `config.tokens`.
         """
-        segment = self._segment
-        shift = int(rng.integers(segment)) if rng else 0
-        place_N = (self.target_N - self.start_N + shift) // segment
-        first_S = np.flatnonzero(np.r_[True, (np.diff(place_N) != 0) | (np.diff(self.start_N) != 0)])
-        size_S = np.diff(np.r_[first_S, len(self)])
-        cost_S = np.add.reduceat(self.cost_N, first_S)
+        first_S = self._segments(int(rng.integers(self._segment)) if rng else 0)
+        cost_S = np.add.reduceat(self.cost_N, first_S, dtype=self._kind)
         longest_S = np.maximum.reduceat(self.cost_N, first_S)
+        if self.config.max_turn_tokens < 2**16 - 1:
+            longest_S = longest_S.astype(np.uint16)  # which numpy sorts in linear time
         if rng:
-            order_S = rng.permutation(len(first_S))
-            pool_S = (np.cumsum(cost_S[order_S]) - 1) // (self.config.tokens * _POOL_BATCHES)
-            order_S = order_S[np.lexsort((longest_S[order_S], pool_S))]
+            order_S = np.arange(len(first_S), dtype=self._kind)
+            rng.shuffle(order_S)
+            for pool_S in np.split(order_S, _cuts(cost_S[order_S], self.config.tokens * _POOL_BATCHES)):
+                pool_S[:] = pool_S[np.argsort(longest_S[pool_S], kind="stable")]
         else:
-            order_S = np.argsort(longest_S, kind="stable")
-        batch_S = (np.cumsum(cost_S[order_S]) - 1) // self.config.tokens
-        size_S, first_S = size_S[order_S], first_S[order_S]
-        window_N = np.repeat(first_S - (np.cumsum(size_S) - size_S), size_S) + np.arange(len(self))
-        batches = np.split(window_N, np.flatnonzero(np.diff(np.repeat(batch_S, size_S))) + 1)
+            order_S = np.argsort(longest_S, kind="stable").astype(self._kind)
+        cuts = _cuts(cost_S[order_S], self.config.tokens)
+        if self._segment == 1:  # a window is a segment
+            batches = np.split(order_S, cuts)
+        else:
+            size_S = np.diff(first_S, append=self._kind(len(self)))[order_S]
+            end_S = np.cumsum(size_S, dtype=self._kind)
+            window_N = np.repeat(first_S[order_S] - (end_S - size_S), size_S)
+            window_N += np.arange(len(self), dtype=self._kind)
+            batches = np.split(window_N, end_S[cuts - 1])
         if rng:
             batches = [batches[i] for i in rng.permutation(len(batches))]
         return batches
+
+    def _segments(self, shift: int) -> np.ndarray:
+        """[S], the first window of each segment; those at a dialogue's start are `shift` windows shorter."""
+        if self._segment == 1:
+            return np.arange(len(self), dtype=self._kind)
+        place_N = self.target_N - self.start_N
+        place_N += shift
+        place_N //= self._segment
+        first_N = np.ones(len(self), bool)
+        first_N[1:] = (place_N[1:] != place_N[:-1]) | (self.start_N[1:] != self.start_N[:-1])
+        return np.flatnonzero(first_N).astype(self._kind)
 
     def batch(self, windows_B: np.ndarray, dropped: Dropped | None = None) -> Batch:
         """The batch of these windows, without the contexts and words that are `dropped`."""
@@ -206,6 +227,12 @@ class Windows:
             windows_B = windows_B[chosen[windows_B]]
             if len(windows_B):
                 yield windows_B, self.batch(windows_B)
+
+
+def _cuts(cost_S: np.ndarray, tokens: int) -> np.ndarray:
+    """Where to cut a row of segments so that the pieces reach the multiples of `tokens`; no segment costs more than that."""
+    total_S = np.cumsum(cost_S, dtype=np.int64)
+    return np.searchsorted(total_S, np.arange(tokens, int(total_S[-1]), tokens), side="right")
 
 
 class TrainingBatches:

@@ -155,17 +155,17 @@ def _fault(split: Split, pieces: int) -> str:
     for name, offsets, within in (("turns", split.turns, split.tokens), ("dialogues", split.dialogues, split.speakers)):
         if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(within):
             return f"the offsets of {name} do not run from 0 to {len(within)}"
-        if any((part[1:] < part[:-1]).any() for part in _blocks(offsets)):
+        if any((part[1:] < part[:-1]).any() for part in blocks(offsets)):
             return f"the offsets of {name} fall somewhere"
     if len(split.turns) != len(split.speakers) + 1:
         return f"{len(split.turns) - 1} turns and {len(split.speakers)} speakers"
-    if any(part.max() >= pieces for part in _blocks(split.tokens)):
+    if any(part.max() >= pieces for part in blocks(split.tokens)):
         return f"a token is not among the {pieces} of the tokenizer"
     return ""
 
 
-def _blocks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """Pieces of a large array; each begins with the last value of the one before."""
+def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Pieces of a large array, each of which begins with the last value of the one before."""
     return (array[start : start + _BLOCK + 1] for start in range(0, len(array), _BLOCK))
 
 

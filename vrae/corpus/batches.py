@@ -10,7 +10,7 @@ Shape legend: B windows, K context turns, N distinct turns, T tokens of the long
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vrae.config import BatchConfig
+from vrae.corpus.noise import normal, uniform
 from vrae.corpus.prepared import Split, blocks
 from vrae.corpus.tokenizer import BOS, EOS, PAD, UNK
 from vrae.errors import ConfigError, DataError
@@ -94,7 +95,7 @@ class Dropped(NamedTuple):
 
     kept_B: np.ndarray  # int64: how many context turns are kept, the latest ones
     turns_BK: np.ndarray  # bool: context turns whose vector is withheld
-    words_BT: np.ndarray  # bool: tokens of the decoder's input, T = max_turn_tokens
+    words_BT: np.ndarray  # bool: tokens of the decoder's input, T = those of the longest target
 
 
 class Windows:
@@ -266,21 +267,33 @@ class TrainingBatches:
         Whatever `count` is, a window meets the same noise and loses the same words. Part i of n is parts i and i + n of 2n.
         """
         windows_B = self.windows_of(step)
-        B, config = len(windows_B), self.windows.config
-        rng = np.random.default_rng([self.seed, 1, step])
-        K = self.windows.context_turns
-        kept_B = np.where(rng.random(B) < config.context_dropout, rng.integers(0, max(K, 1), B), K)
-        words_BT = rng.random((B, config.max_turn_tokens)) < config.word_dropout
-        noise_BX = rng.standard_normal((B, self.noise_size), np.float32)
-        turns_BK = rng.random((B, K)) < config.utterance_dropout
+        places_B = np.arange(len(windows_B))
         return [
-            (
-                self.windows.batch(windows_B[i::count], Dropped(kept_B[i::count], turns_BK[i::count], words_BT[i::count])),
-                torch.from_numpy(noise_BX[i::count]),
-            )
+            self._part(step, windows_B[i::count], places_B[i::count])
             for i in (range(count) if numbers is None else numbers)
-            if i < B
+            if i < len(windows_B)
         ]
+
+    def _part(self, step: int, windows_B: np.ndarray, places_B: np.ndarray) -> tuple[Batch, Tensor]:
+        """Windows that stand at `places_B` of the batch; what is drawn for one hangs on its place alone."""
+        config, K, key = self.windows.config, self.windows.context_turns, (self.seed, 1, step)
+        T = int(self.windows.cost_N[windows_B].max()) - 1
+        kept_B = np.full(len(windows_B), K)
+        if config.context_dropout:
+            cut_B, share_B = uniform([*key, 0], places_B, 2).T
+            kept_B = np.where(cut_B < config.context_dropout, (share_B * K).astype(np.int64), K)
+        dropped = Dropped(
+            kept_B,
+            _drawn([*key, 1], places_B, K, config.utterance_dropout),
+            _drawn([*key, 2], places_B, T, config.word_dropout),
+        )
+        noise_BX = normal([*key, 3], places_B, self.noise_size)
+        return self.windows.batch(windows_B, dropped), torch.from_numpy(noise_BX)
+
+
+def _drawn(key: Sequence[int], places_B: np.ndarray, width: int, rate: float) -> np.ndarray:
+    """bool [B, width], True at `rate`."""
+    return uniform(key, places_B, width) < rate if rate else np.zeros((len(places_B), width), bool)
 
 
 def _assemble(

@@ -202,7 +202,7 @@ class Digests:
     """
 
     def __init__(self) -> None:
-        self._places = array("Q", bytes(8 * 2**10))  # 0: free; the digest 0 is taken for 1
+        self._places = array("Q", [0]) * 2**10  # 0: free; the digest 0 is taken for 1
         self._count = 0
 
     def __len__(self) -> int:
@@ -215,7 +215,7 @@ class Digests:
             return False
         self._count += 1
         if 3 * self._count > 2 * len(self._places):
-            old, self._places = self._places, array("Q", bytes(16 * len(self._places)))
+            old, self._places = self._places, array("Q", [0]) * (2 * len(self._places))
             for value in filter(None, old):
                 self._put(value)
         return True

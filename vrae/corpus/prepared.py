@@ -53,6 +53,7 @@ _ARRAYS: dict[str, np.dtype[Any]] = {
 _MAX_PIECES = int(np.iinfo(_ARRAYS["tokens"]).max) + 1
 _CHUNK_DIALOGUES = 256
 _BLOCK = 2**20  # values that are checked at once
+_SPACE = "\u2581"  # SentencePiece's sign
 _MAX_WORDS = 200_000  # whose ids are kept: about 40 MB
 _COUNTS = ("dialogues", "turns", "tokens", "longest_turn")
 
@@ -357,7 +358,8 @@ class _Encoder:
     """Turns to ids.
 
     By word each word is encoded when it is first met, and a turn is put together of its words, which takes a fifth of the
-    time. No piece of a tokenizer that `train_tokenizer` made reaches into the next word, so the ids are the same.
+    time. No piece of a tokenizer that `train_tokenizer` made reaches into the next word, so the ids are the same; only where
+    the text itself has SentencePiece's sign for a space is more to it.
 
     Args:
         tokenizer: that encodes.
@@ -370,10 +372,11 @@ class _Encoder:
 
     def __call__(self, turns: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all turns one after the other, and how many of them each turn has."""
-        if not self._by_word:
+        text = " ".join(turns)
+        if not self._by_word or _SPACE in text:
             ids = self._tokenizer.encode(turns)
             return np.fromiter(chain.from_iterable(ids), _ARRAYS["tokens"]), np.fromiter(map(len, ids), np.int64, len(ids))
-        words = " ".join(turns).split(" ")
+        words = text.split(" ")
         if len(self._words) > _MAX_WORDS:
             self._words.clear()
         if new := list({*words}.difference(self._words)):

@@ -233,4 +233,5 @@ class Digests:
 
 def count_turns(speakers: Sequence[int]) -> int:
     """The number of runs of one speaker in `speakers`."""
-    return sum(map(operator.ne, speakers, speakers[1:])) + bool(speakers)
+    changes: int = sum(map(operator.ne, speakers, speakers[1:]))
+    return changes + bool(speakers)

@@ -19,7 +19,8 @@ _30, _27, _31, _32, _11 = np.array([30, 27, 31, 32, 11], np.uint64)
 
 def uniform(key: Sequence[int], places_B: np.ndarray, width: int) -> np.ndarray:
     """`width` numbers for each place, float64 [B, width] in [0, 1). The first ones do not depend on `width`."""
-    return (_bits(key, places_B, width) >> _11) * 2.0**-53
+    numbers: np.ndarray = (_bits(key, places_B, width) >> _11) * 2.0**-53
+    return numbers
 
 
 def normal(key: Sequence[int], places_B: np.ndarray, width: int) -> np.ndarray:
@@ -36,7 +37,7 @@ def normal(key: Sequence[int], places_B: np.ndarray, width: int) -> np.ndarray:
 def _bits(key: Sequence[int], places_B: np.ndarray, width: int) -> np.ndarray:
     """uint64 [B, width]. An address is the place, below 2^32, and the column."""
     before, between = np.random.SeedSequence(key).generate_state(2, np.uint64)
-    number = (places_B.astype(np.uint64) << _32)[:, None] | np.arange(width, dtype=np.uint64)
+    number: np.ndarray = (places_B.astype(np.uint64) << _32)[:, None] | np.arange(width, dtype=np.uint64)
     number *= _WEYL
     number += before
     _mix(number)

@@ -384,7 +384,7 @@ class _Encoder:
                 (word, np.array(ids, _ARRAYS["tokens"]).tobytes())
                 for word, ids in zip(new, self._tokenizer.encode(new), strict=True)
             )
-        ids_of_words = [self._words[word] for word in words]
+        ids_of_words = list(map(self._words.__getitem__, words))
         ends = np.cumsum(np.fromiter(map(len, ids_of_words), np.int64, len(words))) // _ARRAYS["tokens"].itemsize
         last_words = np.cumsum([turn.count(" ") + 1 for turn in turns], dtype=np.int64) - 1
         return np.frombuffer(b"".join(ids_of_words), _ARRAYS["tokens"]), np.diff(ends[last_words], prepend=0)

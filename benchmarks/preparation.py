@@ -28,7 +28,7 @@ import numpy as np
 
 from vrae.config import BatchConfig, CleaningConfig, PrepareConfig, SourceConfig
 from vrae.corpus.cleaning import Cleaner
-from vrae.corpus.sources import ChitchatSource, open_source
+from vrae.corpus.sources import ChitchatSource, FileSource
 from vrae.corpus.tokenizer import train_tokenizer
 
 VRAE = (sys.executable, "-m", "vrae")
@@ -110,18 +110,17 @@ def speed(source: Path, out: Path) -> dict[str, float]:
     _, empty = run(sys.executable, "-c", "import vrae.apps.cli, vrae.corpus.prepared")
     turns = sum(split["turns"] for split in json.loads((out / "manifest.json").read_bytes())["splits"].values())
     config = PrepareConfig(source=SourceConfig(source=str(source)))
-    part = next(open_source(config.source)._parts())  # type: ignore[attr-defined]
     kept: list[str] = []
 
     def clean() -> None:
         kept.clear()
         cleaner = Cleaner(CleaningConfig())
-        for dialogue in open_source(config.source):
+        for dialogue in FileSource(config.source):
             if cleaned := cleaner(dialogue):
                 kept.extend(cleaned.turns)
 
-    read = cpu_seconds(lambda: exhaust(part.rows), 1)
-    laid_out = cpu_seconds(lambda: exhaust(open_source(config.source)))
+    read = cpu_seconds(lambda: exhaust(next(FileSource(config.source)._parts()).rows))
+    laid_out = cpu_seconds(lambda: exhaust(FileSource(config.source)))
     cleaned = cpu_seconds(clean)
     trained = cpu_seconds(lambda: train_tokenizer(kept[: config.tokenizer_turns], config.vocab_size), 1)
     stages = [empty["cpu_seconds"], read, laid_out - read, cleaned - laid_out, trained]

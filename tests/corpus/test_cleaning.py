@@ -190,6 +190,10 @@ class TestDialogues:
         assert cleaner(talk("hello? hi", id="c")) is not None
         assert cleaner.dropped == {"duplicate": 1}
 
+    def test_dialogues_that_differ_are_told_apart(self) -> None:
+        cleaner = Cleaner(CleaningConfig())
+        assert all(cleaner(talk(f"number {n}")) for n in range(20_000))
+
     def test_duplicates_kept(self) -> None:
         cleaner = Cleaner(CleaningConfig(drop_duplicates=False))
         assert cleaner(talk("Hello?")) == cleaner(talk("Hello?"))

@@ -29,6 +29,23 @@ def test_the_mixing_function_is_that_of_splitmix64() -> None:
     ]
 
 
+def mixed(number: int) -> int:
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        number = (number ^ number >> shift) * factor % 2**64
+    return number
+
+
+def test_a_number_is_its_address_mixed_with_both_halves_of_the_key() -> None:
+    """With the integers of Python, one at a time."""
+    before, between = np.random.SeedSequence(KEY).generate_state(2, np.uint64).tolist()
+    places = [0, 1, 2**21, 2**32 - 1]
+    found = uniform(KEY, np.array(places), 3)
+    for row, place in zip(found.tolist(), places, strict=True):
+        for column, number in enumerate(row):
+            address = (place * 2**32 + column) * 0x9E3779B97F4A7C15
+            assert number == (mixed(mixed((address + before) % 2**64) ^ between) >> 11) / 2**53
+
+
 @BOTH
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_a_place_is_given_the_same_whoever_else_asks(numbers: Numbers, count: int) -> None:

@@ -246,6 +246,16 @@ def test_turns_put_together_of_their_words_have_the_ids_of_the_whole_turns(
         assert lengths.tolist() == whole_lengths.tolist() == [len(turn) for turn in tokenizer.encode(turns)]
 
 
+def test_the_table_of_words_does_not_grow_without_end(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepared, "_MAX_WORDS", 10)
+    encoder = _Encoder(corpus.tokenizer, by_word=True)
+    sizes = []
+    for number in range(50):
+        encoder([f"word{number}"])
+        sizes.append(len(encoder._words))
+    assert max(sizes) == 11
+
+
 def test_a_given_tokenizer_may_have_pieces_that_reach_over_words(source: Path, tmp_path: Path) -> None:
     path = tmp_path / "given.model"
     turns = ["how are you today", "see you later", "what do you like"] * 20

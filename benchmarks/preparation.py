@@ -168,7 +168,7 @@ def draw(folder: str, context_turns: int) -> dict[str, float]:
         batches.parts(step)
     ends = [*list(times.values())[1:], time.perf_counter()]
     seconds = {name: end - begin for (name, begin), end in zip(times.items(), ends, strict=True)}
-    return {"batches_per_epoch": windows.batches_per_epoch, **seconds, "ms_a_batch": 1000 * seconds.pop("batches") / BATCHES}
+    return {"batches_per_epoch": windows.batches_per_epoch, **seconds, "ms_a_batch": 1000 * seconds["batches"] / BATCHES}
 
 
 def starts(corpus: Path, folder: Path, repeats: int) -> dict[str, list[float]]:

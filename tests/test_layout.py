@@ -15,7 +15,7 @@ import vrae
 ROOT = Path(vrae.__file__).parent
 ORDER = {
     "": ["errors", "config", "files", "distributed"],
-    "corpus": ["readers", "layouts", "sources", "cleaning", "tokenizer", "prepared", "batches"],
+    "corpus": ["readers", "layouts", "sources", "cleaning", "tokenizer", "prepared", "noise", "batches"],
     "model": ["gaussian", "mixture", "flow", "encoder", "decoder", "vrae", "bound", "folder"],
     "generation": [
         *("deadline", "decoding", "latent", "text_model", "responses", "pipeline"),

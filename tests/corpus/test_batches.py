@@ -139,6 +139,32 @@ def test_short_and_long_batches_come_in_random_order(split: Split, context_turns
     assert {-1, 1} <= set(steps)
 
 
+@pytest.mark.parametrize("tokens", [52, 150, 1000])
+@CONTEXTS
+def test_the_order_of_an_epoch_is_that_of_a_sort_by_pool_and_length(split: Split, context_turns: int, tokens: int) -> None:
+    """Written down once more, a segment at a time."""
+    windows = windows_of(split, context_turns, tokens=tokens)
+    rng = np.random.default_rng(4)
+    size = CONFIG.segment_turns if context_turns else 1
+    shift = int(rng.integers(size))
+    segments: dict[tuple[int, int], list[int]] = {}
+    for window, (target, start) in enumerate(zip(windows.target_N.tolist(), windows.start_N.tolist(), strict=True)):
+        segments.setdefault((start, (target - start + shift) // size), []).append(window)
+    drawn = list(segments.values())
+    drawn = [drawn[i] for i in rng.permutation(len(drawn))]
+    costs = [int(windows.cost_N[segment].sum()) for segment in drawn]
+    pools = [(end - 1) // (64 * tokens) for end in np.cumsum(costs)]
+    longest = [int(windows.cost_N[segment].max()) for segment in drawn]
+    order = sorted(range(len(drawn)), key=lambda s: (pools[s], longest[s]))
+    expected: dict[int, list[int]] = {}
+    end = 0
+    for s in order:
+        end += costs[s]
+        expected.setdefault((end - 1) // tokens, []).extend(drawn[s])
+    plan = [list(expected.values())[i] for i in rng.permutation(len(expected))]
+    assert [batch.tolist() for batch in windows.plan(np.random.default_rng(4))] == plan
+
+
 @CONTEXTS
 def test_windows_meet_others_in_every_epoch(split: Split, context_turns: int) -> None:
     windows = windows_of(split, context_turns)
@@ -374,6 +400,29 @@ def test_in_however_many_parts_a_window_meets_the_same_noise_and_loses_the_same_
         whole = batches.parts(step)
         assert len(parts) == min(count, len(whole[0][1]))
         assert rows(parts) == rows(whole)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_a_part_asked_for_alone_is_the_one_among_all(split: Split, count: int) -> None:
+    """And of twice as many parts, two make each: part i of n is parts i and i + n of 2n."""
+    batches = training(split)
+    parts = batches.parts(1, count)
+    for i in range(count):
+        assert equal_parts(batches.parts(1, count, [i]), parts[i : i + 1])
+        assert rows(batches.parts(1, 2 * count, [i, i + count])) == rows(parts[i : i + 1])
+
+
+def test_random_numbers_are_made_for_the_part_asked_for_alone(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[tuple[int, ...], int] = {}
+
+    def counting(key: list[int], places_B: np.ndarray, width: int) -> np.ndarray:
+        made[tuple(key)] = len(places_B)
+        return np.zeros((len(places_B), width), np.float32)
+
+    for name in ("normal", "uniform"):
+        monkeypatch.setattr(f"vrae.corpus.batches.{name}", counting)
+    ((batch, _),) = training(split).parts(0, 7, [2])
+    assert list(made.values()) == [len(batch.target_B)] * 4  # with a key each
 
 
 def test_there_are_no_more_parts_than_windows(split: Split) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import sys
 import time
 
 import pytest
 
 from vrae.config import CleaningConfig
-from vrae.corpus.cleaning import Cleaner, count_turns
+from vrae.corpus.cleaning import Cleaner, Digests, count_turns
 from vrae.corpus.sources import Dialogue
 
 
@@ -188,9 +190,34 @@ class TestDialogues:
         assert cleaner(talk("hello? hi", id="c")) is not None
         assert cleaner.dropped == {"duplicate": 1}
 
+    def test_dialogues_that_differ_are_told_apart(self) -> None:
+        cleaner = Cleaner(CleaningConfig())
+        assert all(cleaner(talk(f"number {n}")) for n in range(20_000))
+
     def test_duplicates_kept(self) -> None:
         cleaner = Cleaner(CleaningConfig(drop_duplicates=False))
         assert cleaner(talk("Hello?")) == cleaner(talk("Hello?"))
+
+    def test_digests_are_a_set_that_grows(self) -> None:
+        """Most of them stand close together at the end of the array, so that places are searched for across it."""
+        draw = random.Random(0)
+        numbers = [draw.choice([draw.getrandbits(64), 2**64 - 1 - draw.randrange(5000)]) for _ in range(20_000)]
+        digests, expected = Digests(), set[int]()
+        for number in [*numbers, *numbers[:100]]:
+            assert digests.add(number.to_bytes(8, "little")) == (number not in expected)
+            expected.add(number)
+        assert len(digests) == len(expected)
+
+    def test_the_digest_that_marks_a_free_place_is_kept_too(self) -> None:
+        digests = Digests()
+        assert [digests.add(bytes(8)) for _ in range(2)] == [True, False]
+
+    def test_a_digest_takes_at_most_24_bytes(self) -> None:
+        digests = Digests()
+        for number in range(1, 30_001):
+            digests.add((number * 0x9E3779B97F4A7C15 % 2**64).to_bytes(8, "little"))
+            if number > 1000:
+                assert sys.getsizeof(digests._places) <= 24 * number + 100
 
     def test_changes_are_counted(self) -> None:
         cleaner = Cleaner(CleaningConfig(restore_apostrophes=True))

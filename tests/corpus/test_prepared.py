@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -15,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import VOCAB, make_dialogues, prepare_config, write_dialogues
+import sentencepiece
+from conftest import VOCAB, WORDS, make_dialogues, prepare_config, write_dialogues
 
 from vrae.config import SPLITS, CleaningConfig, PrepareConfig
 from vrae.corpus import prepared
-from vrae.corpus.prepared import FORMAT, Corpus, Split, inspect, prepare
-from vrae.corpus.tokenizer import Tokenizer, train_tokenizer
+from vrae.corpus.prepared import FORMAT, Corpus, Split, _Encoder, inspect, prepare
+from vrae.corpus.tokenizer import MASKS, Tokenizer, train_tokenizer
 from vrae.errors import DataError, UserError
 
 FILES = [
@@ -221,6 +223,52 @@ def test_a_tokenizer_of_more_pieces_than_the_arrays_can_hold_is_refused(corpus: 
     assert len(Tokenizer.load(given)) == 65_537
     with pytest.raises(DataError, match=r"--tokenizer .*given\.model: 65537 pieces, at most 65536"):
         prepare(prepare_config(source, tokenizer=str(given)), tmp_path / "out", quiet=True)
+
+
+@pytest.mark.parametrize("kept", [0, 3, 1000])
+def test_turns_put_together_of_their_words_have_the_ids_of_the_whole_turns(
+    dialogues: list[list[str]], kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words that were met and not, before and after the table is emptied; masks, and characters that end or begin pieces."""
+    monkeypatch.setattr(prepared, "_MAX_WORDS", kept)
+    tokenizer = Tokenizer(train_tokenizer([turn for turns in dialogues for turn in turns], VOCAB))
+    parts = [*WORDS, *MASKS, "<email>,", "(<url>)", "a<user>b<phone>", "</s>", "<0x41>", "<", "email>", "i'm", "...", "x" * 99]
+    parts += ["\U0001f469\u200d\U0001f4bb", "e\u0301", "\u4f60\u597d", "\u00e9t\u00e9"]
+    signs = ["\u2581", "a\u2581b", "\u2581\u2581", "\u2581a"]  # SentencePiece's own for a space
+    draw = random.Random(0)
+    encoder = _Encoder(tokenizer, by_word=True)
+    for _ in range(40):
+        these = parts + signs if draw.random() < 0.3 else parts
+        turns = [" ".join(draw.choices(these, k=draw.randint(1, 9))) for _ in range(draw.randint(1, 20))]
+        ids, lengths = encoder(turns)
+        whole, whole_lengths = _Encoder(tokenizer, by_word=False)(turns)
+        assert ids.tolist() == whole.tolist() == [token for turn in tokenizer.encode(turns) for token in turn]
+        assert lengths.tolist() == whole_lengths.tolist() == [len(turn) for turn in tokenizer.encode(turns)]
+
+
+def test_the_table_of_words_does_not_grow_without_end(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepared, "_MAX_WORDS", 10)
+    encoder = _Encoder(corpus.tokenizer, by_word=True)
+    sizes = []
+    for number in range(50):
+        encoder([f"word{number}"])
+        sizes.append(len(encoder._words))
+    assert max(sizes) == 11
+
+
+def test_a_given_tokenizer_may_have_pieces_that_reach_over_words(source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "given.model"
+    turns = ["how are you today", "see you later", "what do you like"] * 20
+    with open(path, "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(turns), model_writer=file, model_type="bpe", vocab_size=300, byte_fallback=True,
+            pad_id=0, unk_id=1, bos_id=2, eos_id=3, split_by_whitespace=False, minloglevel=2, num_threads=1,
+        )  # fmt: skip
+    part = prepare(prepare_config(source, tokenizer=str(path)), tmp_path / "out", quiet=True)["train"]
+    tokenizer = Tokenizer.load(path)
+    texts = [tokenizer.decode(part.turn(i)) for i in range(len(part.speakers))]
+    assert [part.turn(i).tolist() for i in range(len(texts))] == tokenizer.encode(texts)
+    assert any("\u2581" in piece[1:] for text in texts for piece in tokenizer.pieces(tokenizer.encode([text])[0]))
 
 
 # What stands in the way

@@ -10,7 +10,7 @@ Shape legend: B windows, K context turns, N distinct turns, T tokens of the long
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from vrae.config import BatchConfig
-from vrae.corpus.prepared import Split
+from vrae.corpus.noise import normal, uniform
+from vrae.corpus.prepared import Split, blocks
 from vrae.corpus.tokenizer import BOS, EOS, PAD, UNK
 from vrae.errors import ConfigError, DataError
 
@@ -94,16 +95,23 @@ class Dropped(NamedTuple):
 
     kept_B: np.ndarray  # int64: how many context turns are kept, the latest ones
     turns_BK: np.ndarray  # bool: context turns whose vector is withheld
-    words_BT: np.ndarray  # bool: tokens of the decoder's input, T = max_turn_tokens
+    words_BT: np.ndarray  # bool: tokens of the decoder's input, T = those of the longest target
 
 
 class Windows:
-    """The examples of one split.
+    """The examples of one split: 12 bytes each in memory.
 
     Args:
         split: of a prepared corpus.
         config: limits and dropouts.
         context_turns: K.
+
+    Attributes:
+        target_N: which turn of the split is the target.
+        start_N: the first turn of its dialogue.
+        cost_N: its tokens, end mark included.
+        tokens: of all windows, end marks included.
+        left_out: turns of the split that are too long for a target.
 
     Raises:
         ConfigError: a segment can be longer than a batch.
@@ -113,9 +121,12 @@ class Windows:
     def __init__(self, split: Split, config: BatchConfig, context_turns: int) -> None:
         self.split, self.config, self.context_turns = split, config, context_turns
         self._segment = config.segment_turns if context_turns else 1
-        lengths = np.diff(split.turns)
-        self.target_N = np.flatnonzero(lengths <= config.max_turn_tokens)
-        self.left_out = len(lengths) - len(self.target_N)
+        turns = len(split.turns) - 1
+        self._kind = np.int32 if max(turns, config.tokens) < 2**31 else np.int64  # half the memory where they fit
+        most = config.max_turn_tokens + 1  # with the end mark; what is longer only has to stay so
+        cost_N = np.concatenate([np.minimum(np.diff(part), most).astype(self._kind) + 1 for part in blocks(split.turns)])
+        self.target_N = np.flatnonzero(cost_N <= most).astype(self._kind)
+        self.left_out = turns - len(self.target_N)
         if not len(self.target_N):
             raise DataError(
                 f"{split.name}: no turn has {config.max_turn_tokens} tokens or fewer. Raise --batches.max_turn_tokens"
@@ -126,17 +137,13 @@ class Windows:
                 f"batches.tokens ({config.tokens}) must hold a segment of batches.segment_turns ({self._segment}) turns of "
                 f"batches.max_turn_tokens ({config.max_turn_tokens}) and their end marks: {longest}"
             )
-        self.cost_N = lengths[self.target_N] + 1  # with its end mark
-        dialogue_N = np.searchsorted(split.dialogues, self.target_N, side="right") - 1
-        self.start_N = np.asarray(split.dialogues)[dialogue_N]
+        self.cost_N = cost_N[self.target_N]
+        start_N = np.repeat(split.dialogues[:-1].astype(self._kind), np.diff(split.dialogues))
+        self.start_N = start_N[self.target_N]
+        self.tokens = int(self.cost_N.sum())
 
     def __len__(self) -> int:
         return len(self.target_N)
-
-    @property
-    def tokens(self) -> int:
-        """Target tokens of all windows, end marks included."""
-        return int(self.cost_N.sum())
 
     @property
     def batches_per_epoch(self) -> int:
@@ -148,26 +155,41 @@ class Windows:
         Consecutive turns of a dialogue stay together (segments of `segment_turns` when K >= 1), segments of similar length
         meet in a batch, and every batch but the last is within one segment of `config.tokens`.
         """
-        segment = self._segment
-        shift = int(rng.integers(segment)) if rng else 0
-        place_N = (self.target_N - self.start_N + shift) // segment
-        first_S = np.flatnonzero(np.r_[True, (np.diff(place_N) != 0) | (np.diff(self.start_N) != 0)])
-        size_S = np.diff(np.r_[first_S, len(self)])
-        cost_S = np.add.reduceat(self.cost_N, first_S)
+        first_S = self._segments(int(rng.integers(self._segment)) if rng else 0)
+        cost_S = np.add.reduceat(self.cost_N, first_S, dtype=self._kind)
         longest_S = np.maximum.reduceat(self.cost_N, first_S)
+        if self.config.max_turn_tokens < 2**16 - 1:
+            longest_S = longest_S.astype(np.uint16)  # which numpy sorts in linear time
         if rng:
-            order_S = rng.permutation(len(first_S))
-            pool_S = (np.cumsum(cost_S[order_S]) - 1) // (self.config.tokens * _POOL_BATCHES)
-            order_S = order_S[np.lexsort((longest_S[order_S], pool_S))]
+            order_S = np.arange(len(first_S), dtype=self._kind)
+            rng.shuffle(order_S)
+            for pool_S in np.split(order_S, _cuts(cost_S[order_S], self.config.tokens * _POOL_BATCHES)):
+                pool_S[:] = pool_S[np.argsort(longest_S[pool_S], kind="stable")]
         else:
-            order_S = np.argsort(longest_S, kind="stable")
-        batch_S = (np.cumsum(cost_S[order_S]) - 1) // self.config.tokens
-        size_S, first_S = size_S[order_S], first_S[order_S]
-        window_N = np.repeat(first_S - (np.cumsum(size_S) - size_S), size_S) + np.arange(len(self))
-        batches = np.split(window_N, np.flatnonzero(np.diff(np.repeat(batch_S, size_S))) + 1)
+            order_S = np.argsort(longest_S, kind="stable").astype(self._kind)
+        cuts = _cuts(cost_S[order_S], self.config.tokens)
+        if self._segment == 1:  # a window is a segment
+            batches = np.split(order_S, cuts)
+        else:
+            size_S = np.diff(first_S, append=self._kind(len(self)))[order_S]
+            end_S = np.cumsum(size_S, dtype=self._kind)
+            window_N = np.repeat(first_S[order_S] - (end_S - size_S), size_S)
+            window_N += np.arange(len(self), dtype=self._kind)
+            batches = np.split(window_N, end_S[cuts - 1])
         if rng:
             batches = [batches[i] for i in rng.permutation(len(batches))]
         return batches
+
+    def _segments(self, shift: int) -> np.ndarray:
+        """[S], the first window of each segment; those at a dialogue's start are `shift` windows shorter."""
+        if self._segment == 1:
+            return np.arange(len(self), dtype=self._kind)
+        place_N = self.target_N - self.start_N
+        place_N += shift
+        place_N //= self._segment
+        first_N = np.ones(len(self), bool)
+        first_N[1:] = (place_N[1:] != place_N[:-1]) | (self.start_N[1:] != self.start_N[:-1])
+        return np.flatnonzero(first_N).astype(self._kind)
 
     def batch(self, windows_B: np.ndarray, dropped: Dropped | None = None) -> Batch:
         """The batch of these windows, without the contexts and words that are `dropped`."""
@@ -208,6 +230,12 @@ class Windows:
                 yield windows_B, self.batch(windows_B)
 
 
+def _cuts(cost_S: np.ndarray, tokens: int) -> np.ndarray:
+    """Where to cut a row of segments so that the pieces reach the multiples of `tokens`; no segment costs more than that."""
+    total_S = np.cumsum(cost_S, dtype=np.int64)
+    return np.searchsorted(total_S, np.arange(tokens, int(total_S[-1]), tokens), side="right")
+
+
 class TrainingBatches:
     """The endless stream of training batches, addressed by step: a pure function of (seed, step).
 
@@ -239,21 +267,33 @@ class TrainingBatches:
         Whatever `count` is, a window meets the same noise and loses the same words. Part i of n is parts i and i + n of 2n.
         """
         windows_B = self.windows_of(step)
-        B, config = len(windows_B), self.windows.config
-        rng = np.random.default_rng([self.seed, 1, step])
-        K = self.windows.context_turns
-        kept_B = np.where(rng.random(B) < config.context_dropout, rng.integers(0, max(K, 1), B), K)
-        words_BT = rng.random((B, config.max_turn_tokens)) < config.word_dropout
-        noise_BX = rng.standard_normal((B, self.noise_size), np.float32)
-        turns_BK = rng.random((B, K)) < config.utterance_dropout
+        places_B = np.arange(len(windows_B))
         return [
-            (
-                self.windows.batch(windows_B[i::count], Dropped(kept_B[i::count], turns_BK[i::count], words_BT[i::count])),
-                torch.from_numpy(noise_BX[i::count]),
-            )
+            self._part(step, windows_B[i::count], places_B[i::count])
             for i in (range(count) if numbers is None else numbers)
-            if i < B
+            if i < len(windows_B)
         ]
+
+    def _part(self, step: int, windows_B: np.ndarray, places_B: np.ndarray) -> tuple[Batch, Tensor]:
+        """Windows that stand at `places_B` of the batch; what is drawn for one hangs on its place alone."""
+        config, K, key = self.windows.config, self.windows.context_turns, (self.seed, 1, step)
+        T = int(self.windows.cost_N[windows_B].max()) - 1
+        kept_B = np.full(len(windows_B), K)
+        if config.context_dropout:
+            cut_B, share_B = uniform([*key, 0], places_B, 2).T
+            kept_B = np.where(cut_B < config.context_dropout, (share_B * K).astype(np.int64), K)
+        dropped = Dropped(
+            kept_B,
+            _drawn([*key, 1], places_B, K, config.utterance_dropout),
+            _drawn([*key, 2], places_B, T, config.word_dropout),
+        )
+        noise_BX = normal([*key, 3], places_B, self.noise_size)
+        return self.windows.batch(windows_B, dropped), torch.from_numpy(noise_BX)
+
+
+def _drawn(key: Sequence[int], places_B: np.ndarray, width: int, rate: float) -> np.ndarray:
+    """bool [B, width], True at `rate`."""
+    return uniform(key, places_B, width) < rate if rate else np.zeros((len(places_B), width), bool)
 
 
 def _assemble(

@@ -7,8 +7,10 @@ character that it cannot do without is there.
 from __future__ import annotations
 
 import hashlib
+import operator
 import re
 import unicodedata
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 
@@ -89,16 +91,17 @@ class Cleaner:
         changed: changes made, by kind, in the dialogues that came to step 3. Masks, empty and joined messages are
             counted one by one; the other kinds are numbers of messages.
 
-    Duplicates are known by a 16-byte digest: about 100 bytes of memory per dialogue kept, 100 MB per million.
+    Duplicates are known by a digest of 8 bytes, 12 to 24 bytes of memory per dialogue kept. Of ten million dialogues that
+    differ, two share one, and the second is lost, once in 400,000 corpora.
     """
 
     def __init__(self, config: CleaningConfig) -> None:
         self.config = config
         self.dropped: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
-        self._seen: set[bytes] = set()
+        self._seen = Digests()
         most = config.max_repeats
-        self._any_run = re.compile(rf"(.)\1{{{most}}}") if most else None
+        self._any_run = re.compile("(.)" + r"\1" * min(most, 50)) if most else None  # twice as fast as with a {number}
         # Runs of digits stay: 10000 is not 1000.
         self._run = re.compile(rf"([^\s\d])\1{{{most},}}")
         self._cut = r"\1" * most
@@ -134,18 +137,16 @@ class Cleaner:
             return self._drop("fewer turns than min_turns after cleaning")
         if config.drop_duplicates:
             whole = "\0".join(turns).lower().encode("utf-8", "surrogatepass")
-            digest = hashlib.blake2b(whole, digest_size=16).digest()
-            if digest in self._seen:
+            if not self._seen.add(hashlib.blake2b(whole, digest_size=8).digest()):
                 return self._drop("duplicate")
-            self._seen.add(digest)
         return Dialogue(dialogue.id, turns, tuple(speakers), dialogue.split)
 
     def text(self, message: str) -> str:
         """One message cleaned; empty when nothing is left."""
-        text = message
-        if not (text.isascii() and text.isprintable()):
-            text = self._characters(text)
-        text = " ".join(text.split())
+        text = message if message.isascii() and message.isprintable() else self._characters(message)
+        text = text.strip()
+        if "  " in text or not text.isprintable():  # nothing that prints is white space but the space itself
+            text = " ".join(text.split())
         if self.config.mask_personal:
             text = self._mask(text)
         if self._any_run is not None and self._any_run.search(text):
@@ -194,6 +195,43 @@ class Cleaner:
         return None
 
 
+class Digests:
+    """A set of 8-byte digests in an array, half as large again while it grows: a set of Python's takes five times as much.
+
+    Open addressing with linear probing: a digest stands in the first free place from the one that its own bits name.
+    """
+
+    def __init__(self) -> None:
+        self._places = array("Q", [0]) * 2**10  # 0: free; the digest 0 is taken for 1
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, digest: bytes) -> bool:
+        """Whether it is new."""
+        value = int.from_bytes(digest, "little") or 1
+        if not self._put(value):
+            return False
+        self._count += 1
+        if 3 * self._count > 2 * len(self._places):
+            old, self._places = self._places, array("Q", [0]) * (2 * len(self._places))
+            for value in filter(None, old):
+                self._put(value)
+        return True
+
+    def _put(self, value: int) -> bool:
+        places, last = self._places, len(self._places) - 1
+        place = value & last
+        while found := places[place]:
+            if found == value:
+                return False
+            place = (place + 1) & last
+        places[place] = value
+        return True
+
+
 def count_turns(speakers: Sequence[int]) -> int:
     """The number of runs of one speaker in `speakers`."""
-    return sum(1 for i, speaker in enumerate(speakers) if i == 0 or speaker != speakers[i - 1])
+    changes: int = sum(map(operator.ne, speakers, speakers[1:]))
+    return changes + bool(speakers)

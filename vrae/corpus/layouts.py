@@ -98,7 +98,7 @@ def numbered(names: Iterable[object]) -> tuple[int, ...]:
 
 
 def alternating(count: int) -> tuple[int, ...]:
-    return tuple(i % 2 for i in range(count))
+    return (0, 1) * (count // 2) + (0,) * (count % 2)
 
 
 class RowReader:
@@ -232,8 +232,10 @@ class RowReader:
             raise problem(where, "at least one turn", "an empty list", "remove the row")
         if self.layout == "chat":
             return _chat(value, where)
-        turns = tuple(_string(item, where, "a list of strings", f" as item {i}") for i, item in enumerate(value, 1))
-        return turns, alternating(len(turns))
+        if not all(map(_is_text, value)):
+            for i, item in enumerate(value, 1):
+                _string(item, where, "a list of strings", f" as item {i}")
+        return tuple(value), alternating(len(value))
 
 
 def _chat(messages: Sequence[Any], where: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -301,15 +303,19 @@ def _require_record(row: Any, where: str) -> None:
         raise problem(where, "an object, a list of turns or a string", _kind(row), "correct or remove the row")
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value and (value.isascii() or _SURROGATE.search(value) is None)
+
+
 def _string(value: Any, where: str, expected: str, place: str = "") -> str:
+    if _is_text(value):
+        return str(value)
     if not isinstance(value, str):
         raise problem(where, expected, f"{_kind(value)}{place}", "correct or remove the row")
     if "\0" in value:
         raise problem(where, "text", f"a NUL{place}", "remove it")
-    if not value.isascii() and (match := _SURROGATE.search(value)):
-        got = f"half of a surrogate pair (U+{ord(match.group()):04X}){place}"
-        raise problem(where, "text", got, "write the character in full")
-    return value
+    half = ord(_SURROGATE.findall(value)[0])
+    raise problem(where, "text", f"half of a surrogate pair (U+{half:04X}){place}", "write the character in full")
 
 
 def _name(value: Any, where: str) -> str:

@@ -62,35 +62,37 @@ class Lines:
     def __init__(self, file: BinaryIO, path: Path, end: str = "") -> None:
         self.number = 0
         self._end = end
-        self._file = file
+        self._readline = file.readline
         self._path = path
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        raw = self._file.readline(MAX_LINE_BYTES + 2)
+        raw = self._readline(MAX_LINE_BYTES + 2)
         if not raw:
             raise StopIteration
         self.number += 1
-        where = f"{self._path}:{self.number}"
         line = raw.removesuffix(b"\n").removesuffix(b"\r")
         if len(line) > MAX_LINE_BYTES:
             while raw and not raw.endswith(b"\n"):
-                raw = self._file.readline(MAX_LINE_BYTES)
+                raw = self._readline(MAX_LINE_BYTES)
             limit = f"a line of at most {MAX_LINE_BYTES:,} bytes"
-            raise problem(where, limit, "a longer one", "put every turn or dialogue on a line of its own")
+            raise self._problem(limit, "a longer one", "put every turn or dialogue on a line of its own")
         if self.number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
             got = f"byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line"
-            raise problem(where, "UTF-8 text", got, "convert the file, as with iconv -f latin1 -t utf-8") from error
+            raise self._problem("UTF-8 text", got, "convert the file, as with iconv -f latin1 -t utf-8") from error
         if "\0" in text:
             got = f"a NUL at character {text.index(chr(0)) + 1}"
-            raise problem(where, "text", got, "remove it, as with tr -d '\\000', or convert from UTF-16")
+            raise self._problem("text", got, "remove it, as with tr -d '\\000', or convert from UTF-16")
         return text + self._end
+
+    def _problem(self, expected: str, got: str, remedy: str) -> DataError:
+        return problem(f"{self._path}:{self.number}", expected, got, remedy)
 
 
 def _attempts(items: Iterator[Any]) -> Iterator[Any]:

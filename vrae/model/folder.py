@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vrae.config import ModelConfig, from_dict, shown
 from vrae.corpus.tokenizer import Tokenizer
@@ -114,7 +115,7 @@ def _fill(model: nn.Module, stored: dict[str, torch.Tensor], path: Path) -> None
 
 def _fewest_parameters(config: ModelConfig) -> int:
     """All but some of a flow's, so that no memory is asked for on the word of a config.json alone."""
-    with torch.device("meta"):  # tensors without numbers
+    with torch.device("meta"), _NothingDrawn():  # tensors without numbers
         plain = _tensors(VRAE(dataclasses.replace(config, flow_steps=0)))
     return sum(tensor.numel() for tensor in plain.values()) + config.flow_steps * config.hidden_size * config.latent_size
 
@@ -134,3 +135,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         version = info.get("format") if isinstance(info, dict) else None
         raise ModelError(f"{path}: model format {reprlib.repr(version)}, this vrae reads {FORMAT}")
     return info
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Passes over the drawing of normal numbers, for which torch would load its compiler on the meta device: seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **(kwargs or {}))

@@ -16,7 +16,10 @@ ROOT = Path(vrae.__file__).parent
 ORDER = {
     "": ["errors", "config", "files", "distributed"],
     "corpus": ["readers", "layouts", "sources", "cleaning", "tokenizer", "prepared", "batches"],
-    "model": ["gaussian", "mixture", "flow", "encoder", "decoder", "vrae", "bound", "folder"],
+    "model": [
+        *("dropout", "recurrence", "vocabulary"),
+        *("gaussian", "mixture", "flow", "encoder", "decoder", "vrae", "bound", "folder"),
+    ],
     "generation": [
         *("deadline", "decoding", "latent", "text_model", "responses", "pipeline"),
         *("vector_search", "neighbours", "attributes"),

@@ -30,7 +30,7 @@ from vrae.generation.pipeline import Pipeline
 from vrae.model.vrae import VRAE
 from vrae.training.checkpoint import Checkpoints, Restored
 from vrae.training.gradients import Gradients, mix
-from vrae.training.hardware import pick_device, pick_precision
+from vrae.training.hardware import keep_memory, pick_device, pick_precision
 from vrae.training.monitor import LossLevel, Monitor, Watch, show
 from vrae.training.objective import BagOfWords
 from vrae.training.run_folder import DRY_RUN, corpus_info, fit_to_corpus, open_run
@@ -129,6 +129,8 @@ class _Run:
             torch.set_num_threads(options.threads)
         self.device = pick_device(options.device)
         self.precision = pick_precision(options.precision, self.device)
+        if self.device.type == "cpu":
+            keep_memory()
         torch.manual_seed(options.seed)
         self.model = VRAE(config.model).to(self.device)
         self.bag_of_words = BagOfWords(config.model).to(self.device) if config.objective.bag_of_words else None

@@ -33,6 +33,7 @@ ORDER = {
         "schedules",
         "objective",
         "gradients",
+        "cost",
         "hardware",
         "signals",
         "checkpoint",

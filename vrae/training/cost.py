@@ -47,10 +47,15 @@ def layers(model: VRAE, batch: Batch) -> list[Layer]:
     one_row = [("latent", model.posterior), ("latent", model.prior)]
     one_row += [("start", decoder.start_state), ("start", decoder.condition)]
     one_row += [("start", decoder.skip)] if config.skip_latent else []
-    found += [Layer(name, *matrix.shape, [B]) for name, module in one_row for matrix in module.parameters() if matrix.ndim == 2]
+    found += [
+        Layer(name, len(matrix), matrix.shape[1], [B])
+        for name, module in one_row
+        for matrix in module.parameters()
+        if matrix.ndim == 2
+    ]
     found += _gru("decoder", decoder.gru, batch.target_lengths_B)
     per_token = [("project", decoder.project.weight), ("output", decoder.out.weight)]
-    found += [Layer(name, *matrix.shape, [batch.tokens]) for name, matrix in per_token]
+    found += [Layer(name, len(matrix), matrix.shape[1], [batch.tokens]) for name, matrix in per_token]
     return found
 
 
@@ -84,7 +89,7 @@ class Products:
                 for rows, columns in ((P, layer.inputs), (P, layer.outputs), (layer.outputs, layer.inputs))
             )
             results = torch.empty_like(inputs), torch.empty_like(outputs)
-            by_step = (values.split(layer.rows) for values in (inputs, outputs, *results))
+            by_step = (torch.split(values, layer.rows) for values in (inputs, outputs, *results))
             for one, other, to_one, to_other in zip(*by_step, strict=True):
                 self.work += [(one, matrix.t(), to_other), (other, matrix, to_one)]
             self.work.append((outputs.t(), inputs, torch.empty_like(matrix)))
@@ -98,7 +103,7 @@ def _gru(name: str, gru: nn.GRU, lengths_N: Tensor) -> list[Layer]:
     longest = int(lengths_N.max()) if len(lengths_N) else 0
     sizes = [int((lengths_N > t).sum()) for t in range(longest)]
     return [
-        Layer(f"{name}, {'state' if key.startswith('weight_hh') else 'input'}", *matrix.shape, rows)
+        Layer(f"{name}, {'state' if key.startswith('weight_hh') else 'input'}", len(matrix), matrix.shape[1], rows)
         for key, matrix in gru.named_parameters()
         if matrix.ndim == 2
         for rows in (sizes if key.startswith("weight_hh") else [sum(sizes)],)

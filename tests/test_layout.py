@@ -16,7 +16,10 @@ ROOT = Path(vrae.__file__).parent
 ORDER = {
     "": ["errors", "config", "files", "distributed"],
     "corpus": ["readers", "layouts", "sources", "cleaning", "tokenizer", "prepared", "noise", "batches"],
-    "model": ["gaussian", "mixture", "flow", "encoder", "decoder", "vrae", "bound", "folder"],
+    "model": [
+        *("dropout", "recurrence", "vocabulary"),
+        *("gaussian", "mixture", "flow", "encoder", "decoder", "vrae", "bound", "folder"),
+    ],
     "generation": [
         *("deadline", "decoding", "latent", "text_model", "responses", "pipeline"),
         *("vector_search", "neighbours", "attributes"),
@@ -27,16 +30,8 @@ ORDER = {
         *("bleu", "diversity", "vectors", "dialogue", "replies", "quality", "transfer", "paths", "report"),
     ],
     "training": [
-        "schedules",
-        "objective",
-        "gradients",
-        "hardware",
-        "signals",
-        "checkpoint",
-        "monitor",
-        "run_folder",
-        "trainer",
-        "judge",
+        *("schedules", "objective", "gradients", "cost", "hardware", "signals"),
+        *("checkpoint", "monitor", "run_folder", "trainer", "judge"),
     ],
 }
 PLACES = [".".join(filter(None, ("vrae", group, module))) for group, modules in ORDER.items() for module in modules]

@@ -10,7 +10,7 @@ import torch
 from conftest import gru_by_hand, random_windows, tiny_model
 from torch import Tensor
 
-import vrae.model.decoder
+import vrae.model.vocabulary
 from vrae.corpus.batches import Batch, collate
 from vrae.corpus.tokenizer import BOS
 from vrae.model.decoder import Decoder, DecoderState
@@ -143,7 +143,7 @@ def test_the_size_of_the_blocks_of_logits_does_not_matter(chunk: int, monkeypatc
     model = tiny_model()
     batch, state = started(model)
     expected_B = log_prob(model, batch, state)
-    monkeypatch.setattr(vrae.model.decoder, "_CHUNK", chunk)
+    monkeypatch.setattr(vrae.model.vocabulary, "_CHUNK", chunk)
     torch.testing.assert_close(log_prob(model, batch, state), expected_B, rtol=1e-12, atol=1e-12)
 
 

@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, VOCAB, random_windows, tiny_model
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
+import vrae.model.decoder
+import vrae.model.encoder
 from vrae.config import BatchConfig
 from vrae.corpus.batches import Batch, Window, Windows, collate
 from vrae.corpus.prepared import Corpus
 from vrae.corpus.tokenizer import BOS, EOS
+from vrae.model.recurrence import run_gru
+from vrae.model.vocabulary import log_likelihood
 from vrae.model.vrae import VRAE, ElboTerms
 
 CONTEXTS = pytest.mark.parametrize("context_turns", [0, 1, 3])
@@ -111,19 +116,23 @@ def test_sharing_turns_between_windows_is_worth_what_free_standing_windows_are(w
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_the_networks_are_fed_real_tokens_and_no_padding(layers: int) -> None:
+def test_the_networks_are_fed_real_tokens_and_no_padding(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(context_turns=3, encoder_layers=layers, decoder_layers=layers)
     batch = collate(random_windows(9, 3), 3)
     fed: dict[str, int] = {}
-    for name, module in (
-        ("turns", model.turn_encoder.gru),
-        ("context", model.context_encoder.gru),
-        ("decoder", model.decoder.gru),
-        ("logits", model.decoder.out),
-    ):
-        module.register_forward_pre_hook(
-            lambda _, inputs, name=name: fed.update({name: len(getattr(inputs[0], "data", inputs[0]))})
-        )
+    names = {model.turn_encoder.gru: "turns", model.context_encoder.gru: "context", model.decoder.gru: "decoder"}
+
+    def run(gru: nn.GRU, packed: PackedSequence, state_LBH: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        fed[names[gru]] = len(packed.data)
+        return run_gru(gru, packed, state_LBH)
+
+    def score(features_PE: Tensor, *others: Tensor) -> Tensor:
+        fed["logits"] = len(features_PE)
+        return log_likelihood(features_PE, *others)
+
+    monkeypatch.setattr(vrae.model.encoder, "run_gru", run)
+    monkeypatch.setattr(vrae.model.decoder, "run_gru", run)
+    monkeypatch.setattr(vrae.model.decoder, "log_likelihood", score)
     model(batch)
     assert fed == {
         "turns": batch.turn_lengths_N.sum(),

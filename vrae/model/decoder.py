@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vrae.config import ModelConfig
 from vrae.corpus.tokenizer import BOS
+from vrae.model.dropout import Dropout
 from vrae.model.encoder import like, pack
-
-_CHUNK = 512  # tokens whose logits are in memory at once; larger blocks leave the cache and are slower
+from vrae.model.recurrence import run_gru
+from vrae.model.vocabulary import log_likelihood
 
 
 class DecoderState(NamedTuple):
@@ -48,7 +48,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = embedding
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         size = config.latent_size + (config.context_size if config.context_turns else 0)
         self.start_state = Affine(size, config.decoder_layers * config.hidden_size)
         self.condition = Affine(size, config.embedding_size)
@@ -82,8 +82,13 @@ class Decoder(nn.Module):
 
     def logits(self, states_PH: Tensor, skip_PE: Tensor) -> Tensor:
         """[P, H] states and what is added to their projection, to [P, V] logits."""
-        logits_PV: Tensor = self.out(self.dropout(self.project(states_PH) + skip_PE))
+        logits_PV: Tensor = self.out(self._features(states_PH, skip_PE))
         return logits_PV
+
+    def _features(self, states_PH: Tensor, skip_PE: Tensor) -> Tensor:
+        """[P, E], what the output layer reads."""
+        features_PE: Tensor = self.dropout(self.project(states_PH) + skip_PE)
+        return features_PE
 
     def log_prob(self, inputs_BT: Tensor, targets_BT: Tensor, lengths_B: Tensor, state: DecoderState) -> Tensor:
         """log p(x | z, c) in nats of each text, [B], end mark included.
@@ -97,14 +102,9 @@ class Decoder(nn.Module):
         rows_BT = torch.arange(len(inputs_BT), device=inputs_BT.device)[:, None].expand_as(inputs_BT)
         rows, inputs, targets = (pack(values, lengths_B) for values in (rows_BT, inputs_BT, targets_BT))
         inputs_PE = self.dropout(self.embedding(inputs.data)) + state.condition_BE[rows.data]
-        states, _ = self.gru(like(inputs, inputs_PE), state.state_LBH)
-        chunks = (torch.split(values, _CHUNK) for values in (states.data, rows.data, targets.data))
-        log_prob_P = torch.cat(
-            [
-                -F.cross_entropy(self.logits(states_PH, state.skip_BE[rows_P]), targets_P, reduction="none")
-                for states_PH, rows_P, targets_P in zip(*chunks, strict=True)
-            ]
-        )
+        states_PH, _ = run_gru(self.gru, like(inputs, inputs_PE), state.state_LBH)
+        features_PE = self._features(states_PH, state.skip_BE[rows.data])
+        log_prob_P = log_likelihood(features_PE, self.out.weight, self.out.bias, targets.data)
         return log_prob_P.new_zeros(len(inputs_BT)).index_add(0, rows.data, log_prob_P)
 
     def reset_parameters(self) -> None:

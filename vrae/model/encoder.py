@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from vrae.config import ModelConfig
+from vrae.model.dropout import Dropout
+from vrae.model.recurrence import run_gru
 
 
 def pack(values_BT: Tensor, lengths_B: Tensor) -> PackedSequence:
@@ -33,7 +35,7 @@ class TurnEncoder(nn.Module):
     def __init__(self, embedding: nn.Embedding, config: ModelConfig) -> None:
         super().__init__()
         self.embedding = embedding
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         directions = 2 if config.bidirectional else 1
         self.gru = nn.GRU(
             config.embedding_size,
@@ -47,7 +49,7 @@ class TurnEncoder(nn.Module):
     def forward(self, turns_NT: Tensor, lengths_N: Tensor) -> Tensor:
         """[N, T] ids and their lengths to [N, H]."""
         ids = pack(turns_NT, lengths_N)
-        _, state_LNH = self.gru(like(ids, self.dropout(self.embedding(ids.data))))
+        _, state_LNH = run_gru(self.gru, like(ids, self.dropout(self.embedding(ids.data))))
         return torch.cat(tuple(state_LNH[-self.directions :]), -1)
 
 
@@ -78,5 +80,5 @@ class ContextEncoder(nn.Module):
             return context_BC
         where_S = some_S.to(turns_BKH.device, non_blocking=True)
         packed = pack(turns_BKH[where_S], lengths_B[some_S])
-        _, state_1SC = self.gru(packed, context_BC[where_S][None].contiguous())
+        _, state_1SC = run_gru(self.gru, packed, context_BC[where_S][None])
         return context_BC.index_copy(0, where_S, state_1SC[0].to(context_BC.dtype))

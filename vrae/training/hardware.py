@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 
 from vrae.distributed import world
@@ -32,3 +34,18 @@ def pick_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
+def keep_memory() -> None:
+    """Lets this process keep the memory it has freed, where the C library is glibc; elsewhere it does nothing.
+
+    glibc gives large blocks back to the system at once, and gets them again page by page, each filled with zeros: in a training
+    step, whose tensors are the same each time, a tenth of the time.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    trim_threshold, mmap_max = -1, -4  # their numbers in malloc.h
+    set_option(mmap_max, 0)
+    set_option(trim_threshold, 2**31 - 1)

@@ -30,7 +30,7 @@ from vrae.generation.pipeline import Pipeline
 from vrae.model.vrae import VRAE
 from vrae.training.checkpoint import Checkpoints, Restored
 from vrae.training.gradients import Gradients, mix
-from vrae.training.hardware import pick_device, pick_precision
+from vrae.training.hardware import keep_memory, pick_device, pick_precision
 from vrae.training.monitor import LossLevel, Monitor, Watch, show
 from vrae.training.objective import BagOfWords
 from vrae.training.run_folder import DRY_RUN, corpus_info, fit_to_corpus, open_run
@@ -131,10 +131,12 @@ class _Run:
             torch.set_num_threads(options.threads)
         self.device = pick_device(options.device)
         self.precision = pick_precision(options.precision, self.device)
+        if self.device.type == "cpu":
+            keep_memory()
         torch.manual_seed(options.seed)
         self.model = VRAE(config.model).to(self.device)
         self.bag_of_words = BagOfWords(config.model).to(self.device) if config.objective.bag_of_words else None
-        self.optimizer = _optimizer(self.model, self.bag_of_words, options)
+        self.optimizer = make_optimizer(self.model, self.bag_of_words, options)
         self.windows, self.validation = windows["train"], windows["validation"]
         noise_size = config.objective.importance_samples * config.model.latent_size
         self.batches = TrainingBatches(self.windows, options.seed, noise_size)
@@ -439,7 +441,7 @@ def _progress(restored: Restored, latent_size: int) -> Progress:
     return progress
 
 
-def _optimizer(model: VRAE, bag_of_words: BagOfWords | None, options: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: VRAE, bag_of_words: BagOfWords | None, options: TrainConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019); biases are not decayed."""
     named = list(model.named_parameters())
     if bag_of_words is not None:

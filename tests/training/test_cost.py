@@ -1,0 +1,64 @@
+"""The count of operations against torch's own, and against a count by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import random_windows, tiny_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from vrae.config import ObjectiveConfig
+from vrae.corpus.batches import Window, collate
+from vrae.training.cost import Products, layers, repeated
+from vrae.training.objective import objective
+
+MODELS: list[dict[str, Any]] = [
+    {},
+    {"latent_size": 0},
+    {"context_turns": 3},
+    {"context_turns": 3, "latent_size": 0},
+    {"context_turns": 2, "encoder_layers": 2, "decoder_layers": 2, "bidirectional": False, "skip_latent": True},
+    {"context_turns": 2, "prior": "mixture", "tied_output": False, "speakers": True},
+]
+
+
+@pytest.mark.parametrize("overrides", MODELS, ids=str)
+def test_it_is_what_torch_counts_in_a_step(overrides: dict[str, Any]) -> None:
+    model = tiny_model(**overrides)
+    batch = collate(random_windows(9, model.config.context_turns), model.config.context_turns)
+    noise_1BZ = torch.zeros(1, 9, model.config.latent_size, dtype=torch.float64)
+    with FlopCounterMode(display=False) as counter:
+        loss, *_ = objective(model, None, batch, noise_1BZ, 1.0, ObjectiveConfig())
+        loss.backward()  # type: ignore[no-untyped-call]
+    found = layers(model, batch)
+    bias = 2 * 2 * batch.tokens * model.config.vocab_size  # its gradient is made as a product of two rows
+    assert sum(layer.operations for layer in found) + bias == counter.get_total_flops()
+    products = Products(found, torch.float64, torch.device("cpu"))
+    with FlopCounterMode(display=False) as counter:
+        products.run()
+    assert products.operations == counter.get_total_flops()
+
+
+def test_by_hand() -> None:
+    model = tiny_model(latent_size=0)  # E 5, H 6, V 23: a language model
+    windows = [Window([], torch.arange(4, 4 + n).numpy(), []) for n in (2, 0)]  # 3 tokens and 1, end marks included
+    found = {layer.name: layer for layer in layers(model, collate(windows, 0))}
+    assert {name: layer.rows for name, layer in found.items() if layer.operations} == {
+        "decoder, input": [4],
+        "decoder, state": [2, 1, 1],
+        "project": [4],
+        "output": [4],
+    }
+    assert sum(layer.operations for layer in found.values()) == 6 * 4 * (18 * 5 + 18 * 6 + 6 * 5 + 5 * 23)
+
+
+def test_turns_read_as_context_alone_are_repeated() -> None:
+    model = tiny_model(context_turns=1)
+    one, two = (torch.arange(4, 4 + n).numpy() for n in (2, 6))
+    batch = collate([Window([one], two, [0])], 1)
+    all_of_it = sum(layer.operations for layer in layers(model, batch) if layer.name.startswith("turn encoder"))
+    assert repeated(model, batch) == all_of_it * 3 // (3 + 7)
+    assert repeated(model, batch._replace(target_B=torch.tensor([0, 1]))) == 0
+    assert repeated(tiny_model(), collate([Window([], two, [])], 0)) == 0

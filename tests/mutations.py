@@ -116,9 +116,9 @@ MUTATIONS = [
     ),
     Mutation(
         "a weighted ELBO is reported",
-        "vrae/training/trainer.py",
-        "rate += terms.rate_BZ.detach().sum()",
-        "rate += weight * terms.rate_BZ.detach().sum()",
+        "vrae/training/gradients.py",
+        "terms.distortion_B.sum(), terms.rate_BZ.sum()",
+        "terms.distortion_B.sum(), weight * terms.rate_BZ.sum()",
         "tests/training/test_trainer.py",
     ),
     Mutation(
@@ -151,7 +151,7 @@ MUTATIONS = [
     ),
     Mutation(
         "pre-training hears the noise",
-        "vrae/training/trainer.py",
+        "vrae/training/gradients.py",
         "torch.zeros_like(noise_SBZ) if pretraining else noise_SBZ",
         "noise_SBZ",
         "tests/training/test_trainer.py",
@@ -211,6 +211,41 @@ MUTATIONS = [
         "means_3Z[0] - means_3Z[1] + means_3Z[2]",
         "means_3Z[0] + means_3Z[1] + means_3Z[2]",
         "tests/generation/test_pipeline.py",
+    ),
+    Mutation(
+        "every process works the same part",
+        "vrae/training/gradients.py",
+        "numbers = range(rank(), self.parts, world())",
+        "numbers = range(0, self.parts, world())",
+        "tests/training/test_parallel.py",
+    ),
+    Mutation(
+        "a part weighs as much as another, whatever its turns",
+        "vrae/training/gradients.py",
+        "share = len(terms.distortion_B) / turns",
+        "share = 1 / self.parts",
+        "tests/training/test_parallel.py tests/training/test_trainer.py",
+    ),
+    Mutation(
+        "a process stops for its own signal alone",
+        "vrae/training/trainer.py",
+        "return (signals.number, signals.save) if world() == 1 else self.agreed",
+        "return signals.number, signals.save",
+        "tests/training/test_parallel.py",
+    ),
+    Mutation(
+        "the gradient of the update gate has the wrong sign",
+        "vrae/model/recurrence.py",
+        "torch.sub(before_PH, n_PH, out=u)",
+        "torch.sub(n_PH, before_PH, out=u)",
+        "tests/model/test_recurrence.py",
+    ),
+    Mutation(
+        "the target's own probability is left out of the gradient of its likelihood",
+        "vrae/model/vocabulary.py",
+        "probability_C1 - 1",
+        "0 * probability_C1 - 1",
+        "tests/model/test_vocabulary.py",
     ),
 ]
 

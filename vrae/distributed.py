@@ -14,13 +14,7 @@ from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from vrae.errors import ConfigError, UserError
-
-
-class LostProcessError(UserError):
-    """Another process has ended in the middle of common work. Exit code 1: torchrun may start all of them again."""
-
-    exit_code = 1
+from vrae.errors import ConfigError, LostProcessError, UserError
 
 
 @contextlib.contextmanager

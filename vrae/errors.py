@@ -36,6 +36,12 @@ class ModelError(UserError):
     """A model folder or checkpoint is missing, damaged or of another format."""
 
 
+class LostProcessError(UserError):
+    """Another process has ended in the middle of common work. Exit code 1: torchrun may start all of them again."""
+
+    exit_code = 1
+
+
 class DivergenceError(UserError):
     """Training produced non-finite numbers several steps in a row. Exit code 3."""
 

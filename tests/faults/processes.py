@@ -26,6 +26,7 @@ TRAIN = [
 ]
 
 _WARM = ["vrae.apps.cli", "vrae.corpus.prepared", "vrae.training.trainer", "torch._dynamo"]
+_started: list[subprocess.Popen[str]] = []
 _FILE_WORK = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
@@ -50,7 +51,18 @@ def vrae(*arguments: str | Path, before: list[str] | None = None, **options: Any
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
     """Starts the command line in a process group of its own."""
     pipes: dict[str, Any] = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command(*arguments), env=environment(), start_new_session=True, **pipes)
+    process = subprocess.Popen(command(*arguments), env=environment(), start_new_session=True, **pipes)
+    _started.append(process)
+    return process
+
+
+def end_started() -> None:
+    """Kills what `start` started and a failed test left behind, or a later test would be blamed for it."""
+    while _started:
+        process = _started.pop()
+        with process:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def fork(

@@ -353,3 +353,20 @@ class TestSignals:
         assert time.monotonic() - began < 5
         assert (process.returncode, said) == (code, f"vrae: {'interrupted' if code == 130 else 'terminated'}\n")
         assert list(tmp_path.iterdir()) == []
+
+    def test_that_kill_one_of_the_processes_that_encode_end_preparing(self, large: Path, tmp_path: Path) -> None:
+        process = start("prepare", large, "--out", tmp_path / "corpus", *PREPARE, "--num_proc=2")
+        assert wait_until(lambda: (tmp_path / ".corpus.tmp" / "train.tokens.bin").exists(), process)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        encoding = "multiprocessing.spawn"
+        assert wait_until(lambda: any(encoding in _command_line(child) for child in children.read_text().split()), process)
+        child = next(child for child in children.read_text().split() if encoding in _command_line(child))
+        os.kill(int(child), signal.SIGKILL)
+        problem = "a process that encodes text was killed, perhaps for lack of memory. Lower it, or leave it out"
+        assert process.communicate(timeout=30)[1] == f"vrae: --num_proc 2: {problem}\n"
+        assert process.returncode == 1
+        assert list(tmp_path.iterdir()) == []
+
+
+def _command_line(process: str) -> str:
+    return Path(f"/proc/{process}/cmdline").read_bytes().decode().replace("\0", " ")

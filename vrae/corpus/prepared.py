@@ -26,7 +26,10 @@ import reprlib
 import shutil
 import signal
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import resource_tracker
@@ -40,7 +43,7 @@ from vrae.config import SPLITS, CleaningConfig, PrepareConfig, from_dict, shown
 from vrae.corpus.cleaning import Cleaner
 from vrae.corpus.sources import Source, assign_split, open_source
 from vrae.corpus.tokenizer import Tokenizer, train_tokenizer
-from vrae.errors import ConfigError, DataError, UserError
+from vrae.errors import ConfigError, DataError, LostProcessError, UserError
 from vrae.files import replace_folder, sync_folder
 
 FORMAT = 1
@@ -404,27 +407,43 @@ class _Encoders:
 
     def __init__(self, tokenizer: Tokenizer, num_proc: int, *, by_word: bool) -> None:
         self._encoder = _Encoder(tokenizer, by_word)
-        context = multiprocessing.get_context("spawn")
-        # A terminal sends Ctrl-C to all processes. Workers inherit that it is blocked; the process that started them ends them.
-        resource_tracker.ensure_running()  # which would end the blocking
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            self._pool = context.Pool(num_proc, _start_worker, (tokenizer.model, by_word)) if num_proc > 1 else None
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._num_proc = num_proc
+        self._executor = None
+        if num_proc > 1:
+            resource_tracker.ensure_running()  # which would unblock the signal below
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(num_proc, context, _start_worker, (tokenizer.model, by_word))
 
     def __enter__(self) -> _Encoders:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._pool:
-            self._pool.terminate()
-            self._pool.join()
+        if self._executor:
+            self._executor.shutdown(cancel_futures=True)
 
     def map(self, chunks: Iterator[list[str]]) -> Iterator[_Encoded]:
-        if self._pool:
-            return self._pool.imap(_work, chunks)
-        return (_encode(self._encoder, chunk) for chunk in chunks)
+        if self._executor is None:
+            yield from (_encode(self._encoder, chunk) for chunk in chunks)
+            return
+        under_way: deque[Future[_Encoded]] = deque()
+        try:
+            while True:
+                under_way.extend(self._submit(chunk) for chunk in islice(chunks, 2 * self._num_proc - len(under_way)))
+                if not under_way:
+                    return
+                yield under_way.popleft().result()
+        except BrokenProcessPool:
+            problem = "a process that encodes text was killed, perhaps for lack of memory. Lower it, or leave it out"
+            raise LostProcessError(f"--num_proc {self._num_proc}: {problem}") from None
+
+    def _submit(self, chunk: list[str]) -> Future[_Encoded]:
+        """May start a process, which inherits that SIGINT is blocked: a terminal sends Ctrl-C to all, and one is to answer."""
+        assert self._executor
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return self._executor.submit(_work, chunk)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _write_split(work: Path, split: str, chunks: Iterable[_Encoded]) -> dict[str, int]:

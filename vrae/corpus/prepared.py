@@ -27,12 +27,12 @@ import shutil
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, cycle, islice
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -267,11 +267,11 @@ def _write(config: PrepareConfig, source: Source, work: Path, quiet: bool) -> di
     (work / "tokenizer.model").write_bytes(tokenizer.model)
     counts = {}
     del sample
-    with _Encoders(tokenizer, config.num_proc, by_word=not config.tokenizer) as encoders:
+    with _encoders(tokenizer, config.num_proc, by_word=not config.tokenizer) as encode:
         for split in SPLITS:
             spool = work / f"{split}.jsonl"
             with open(spool, encoding="utf-8") as lines:
-                chunks = encoders.map(_chunks(lines, _CHUNK_DIALOGUES))
+                chunks = encode(_chunks(lines, _CHUNK_DIALOGUES))
                 counts[split] = _write_split(work, split, tqdm(chunks, f"encoding {split}", disable=True if quiet else None))
             spool.unlink()
     files = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(work.iterdir())}
@@ -345,18 +345,6 @@ def _chunks(lines: Iterable[str], size: int) -> Iterator[list[str]]:
         yield chunk
 
 
-_encoder: _Encoder  # of a worker process
-
-
-def _start_worker(model: bytes, by_word: bool) -> None:
-    global _encoder
-    _encoder = _Encoder(Tokenizer(model), by_word)
-
-
-def _work(lines: list[str]) -> _Encoded:
-    return _encode(_encoder, lines)
-
-
 class _Encoder:
     """Turns to ids.
 
@@ -402,48 +390,73 @@ def _encode(encoder: _Encoder, lines: list[str]) -> _Encoded:
     return ids, lengths, sizes, speakers.astype(_ARRAYS["speakers"])  # modulo 256
 
 
-class _Encoders:
-    """Encodes chunks in order, in this process or in several."""
+_Encode = Callable[[Iterable[list[str]]], Iterator[_Encoded]]
 
-    def __init__(self, tokenizer: Tokenizer, num_proc: int, *, by_word: bool) -> None:
-        self._encoder = _Encoder(tokenizer, by_word)
-        self._num_proc = num_proc
-        self._executor = None
-        if num_proc > 1:
-            resource_tracker.ensure_running()  # which would unblock the signal below
-            context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(num_proc, context, _start_worker, (tokenizer.model, by_word))
 
-    def __enter__(self) -> _Encoders:
-        return self
+@contextlib.contextmanager
+def _encoders(tokenizer: Tokenizer, num_proc: int, *, by_word: bool) -> Iterator[_Encode]:
+    """Yields what encodes chunks in order, in this process or in several.
 
-    def __exit__(self, *error: object) -> None:
-        if self._executor:
-            self._executor.shutdown(cancel_futures=True)
+    Each process has a pipe of its own and one chunk at a time. So none waits for a lock that a killed one held, as in the pools
+    of the standard library, and nothing has to be asked to end.
+    """
+    if num_proc == 1:
+        encoder = _Encoder(tokenizer, by_word)
+        yield lambda chunks: (_encode(encoder, chunk) for chunk in chunks)
+        return
+    context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # which would unblock the signals below
+    workers: list[tuple[SpawnProcess, Connection]] = []
+    # Processes inherit that signals are blocked: Ctrl-C in a terminal goes to all of them, and the one that started them acts.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        for _ in range(num_proc):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, tokenizer.model, by_word))
+            process.start()
+            workers.append((process, ours))
+            theirs.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield lambda chunks: _encode_in([pipe for _, pipe in workers], chunks)
+    finally:
+        for process, pipe in workers:
+            pipe.close()
+            process.kill()
+            process.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def map(self, chunks: Iterator[list[str]]) -> Iterator[_Encoded]:
-        if self._executor is None:
-            yield from (_encode(self._encoder, chunk) for chunk in chunks)
-            return
-        under_way: deque[Future[_Encoded]] = deque()
-        try:
-            while True:
-                under_way.extend(self._submit(chunk) for chunk in islice(chunks, 2 * self._num_proc - len(under_way)))
-                if not under_way:
-                    return
-                yield under_way.popleft().result()
-        except BrokenProcessPool:
-            problem = "a process that encodes text was killed, perhaps for lack of memory. Lower it, or leave it out"
-            raise LostProcessError(f"--num_proc {self._num_proc}: {problem}") from None
 
-    def _submit(self, chunk: list[str]) -> Future[_Encoded]:
-        """May start a process, which inherits that SIGINT is blocked: a terminal sends Ctrl-C to all, and one is to answer."""
-        assert self._executor
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return self._executor.submit(_work, chunk)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _encode_in(pipes: list[Connection], chunks: Iterable[list[str]]) -> Iterator[_Encoded]:
+    busy: deque[Connection] = deque()
+    try:
+        for chunk, pipe in zip(chunks, cycle(pipes), strict=False):
+            done = [_receive(busy.popleft())] if len(busy) == len(pipes) else []
+            pipe.send(chunk)
+            busy.append(pipe)
+            yield from done
+        yield from map(_receive, busy)
+    except (EOFError, ConnectionError):
+        problem = "a process that encodes text was killed, perhaps for lack of memory. Lower it, or leave it out"
+        raise LostProcessError(f"--num_proc {len(pipes)}: {problem}") from None
+
+
+def _receive(pipe: Connection) -> _Encoded:
+    result: _Encoded | Exception = pipe.recv()
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _work(pipe: Connection, model: bytes, by_word: bool) -> None:
+    """A process that encodes chunks until there are no more."""
+    encoder = _Encoder(Tokenizer(model), by_word)
+    with contextlib.suppress(EOFError, ConnectionError):  # the other end is closed
+        while True:
+            chunk = pipe.recv()
+            try:
+                pipe.send(_encode(encoder, chunk))
+            except (MemoryError, ValueError) as error:
+                pipe.send(error)
 
 
 def _write_split(work: Path, split: str, chunks: Iterable[_Encoded]) -> dict[str, int]:

@@ -1,15 +1,16 @@
 """GRUs over packed sequences, fast on a CPU.
 
 There torch runs a packed GRU step by step through autograd: a dozen small operations a step, each with its own backward, and a
-small product a step for the gradient of the recurrent matrix. Here a step is seven operations forward and four or five
-backward, the gradient of a matrix is one product over all tokens, and only the products are made in the lower precision of
-autocast. Elsewhere the layers run as torch has them.
+small product a step for the gradient of the recurrent matrix. Here all that backward needs is worked out forward, while it
+is in the cache, the gradient of a matrix is one product over all tokens, and only the products are made in the lower precision
+of autocast. Elsewhere the layers run as torch has them.
 
 Shape legend: P tokens of all sequences together (no padding), b sequences that reach a step, B all, X input, H state, L layers.
 """
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -63,8 +64,9 @@ class _Recurrence(torch.autograd.Function):
 
         r, u = sigmoid(a_r, a_u)      m = W_n h + b_n      n = tanh(inputs_n + r m)      h' = n + u (h - n)
 
-    Backward, with g the gradient at h', everything but g is known before the first step, so that each step multiplies g by one
-    block of factors, in the order m, r, u, n: the first three are the gradient at W h + b, the last three that at the inputs.
+    Backward, with g the gradient at h', everything but g is known when h' is. So forward keeps one block of factors, in the
+    order m, r, u, n, and backward multiplies g by it: the first three are the gradient at W h + b, the last three that at the
+    inputs. What a step reads is then in the cache, which what all steps read together would not be.
     """
 
     @staticmethod
@@ -72,47 +74,43 @@ class _Recurrence(torch.autograd.Function):
         ctx: Any, inputs_P3H: Tensor, w_3HH: Tensor, b_3H: Tensor, state_BH: Tensor, sizes: list[int], backwards: bool
     ) -> tuple[Tensor, Tensor]:
         P, H, dtype = len(inputs_P3H), w_3HH.shape[1], inputs_P3H.dtype
+        learns = any(ctx.needs_input_grad)
         w_H3H, b_3H = w_3HH.to(dtype).t(), b_3H.to(dtype)
         h_BH = state_BH.to(w_3HH.dtype, copy=True)
-        gates_P3H, new_state_PH = h_BH.new_empty(P, 3 * H), h_BH.new_empty(P, H)
+        gates_B3H, m_BH = h_BH.new_empty(len(h_BH), 3 * H), torch.empty_like(h_BH)
+        products_B3H = inputs_P3H.new_empty(len(h_BH), 3 * H)
         states_PH, before_PH = h_BH.new_empty(P, H), inputs_P3H.new_empty(P, H)
-        products_B3H = inputs_P3H.new_empty(len(state_BH), 3 * H)
-        by_step = (
-            inputs_P3H[:, : 2 * H], inputs_P3H[:, 2 * H :], gates_P3H[:, : 2 * H], gates_P3H[:, 2 * H :],
-            new_state_PH, states_PH, before_PH,
-        )  # fmt: skip
-        steps = list(zip(sizes, *(torch.split(values, sizes) for values in by_step), strict=True))
-        for b, in_ru, in_n, ru, n, m, states, before in reversed(steps) if backwards else steps:
-            h, products = h_BH[:b], products_B3H[:b]
+        factors_P4H, update_PH = h_BH.new_empty(P if learns else 0, 4, H), h_BH.new_empty(P if learns else 0, H)
+        by_step = inputs_P3H[:, : 2 * H], inputs_P3H[:, 2 * H :], states_PH, before_PH
+        steps = list(zip(sizes, *(torch.split(values, sizes) for values in by_step), accumulate(sizes), strict=True))
+        for b, in_ru, in_n, states, before, end in reversed(steps) if backwards else steps:
+            h, products, m = h_BH[:b], products_B3H[:b], m_BH[:b]
+            ru, (r, u, n) = gates_B3H[:b, : 2 * H], gates_B3H[:b].chunk(3, 1)
             before.copy_(h)
             torch.addmm(b_3H, before, w_H3H, out=products)
             torch.add(in_ru, products[:, : 2 * H], out=ru).sigmoid_()
             m.copy_(products[:, 2 * H :])
-            torch.addcmul(in_n, ru[:, :H], m, out=n).mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, in a fifth of its time
-            torch.lerp(n, h, ru[:, H:], out=states)
+            torch.addcmul(in_n, r, m, out=n).mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, in a fifth of its time
+            torch.lerp(n, h, u, out=states)
+            if learns:
+                _factors(r, u, n, m, h, factors_P4H[end - b : end])
+                update_PH[end - b : end] = u
             h.copy_(states)
-        ctx.save_for_backward(gates_P3H, new_state_PH, before_PH, w_3HH)
+        ctx.save_for_backward(factors_P4H, update_PH, before_PH, w_3HH)
         ctx.sizes, ctx.backwards = sizes, backwards
         return states_PH, h_BH
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_states_PH: Tensor, grad_last_BH: Tensor) -> tuple[Tensor | None, ...]:
-        gates_P3H, m_PH, before_PH, w_3HH = ctx.saved_tensors
+        factors_P4H, update_PH, before_PH, w_3HH = ctx.saved_tensors
         sizes, dtype = ctx.sizes, before_PH.dtype
         P, H = before_PH.shape
-        r_PH, u_PH, n_PH = gates_P3H.chunk(3, 1)
-        factors_P4H = torch.empty(P, 4, H, dtype=w_3HH.dtype)
-        m, r, u, n = factors_P4H.unbind(1)
-        torch.mul(1 - u_PH, 1 - n_PH.square(), out=n)
-        torch.mul(n, r_PH, out=m)
-        torch.mul(m, m_PH, out=r).mul_(1 - r_PH)
-        torch.sub(before_PH, n_PH, out=u).mul_(u_PH).mul_(1 - u_PH)
         w_3HH_mru = torch.cat([w_3HH[2 * H :], w_3HH[: 2 * H]]).to(dtype)
         g_BH = grad_last_BH.clone()
         grads_P4H = before_PH.new_empty(P, 4, H)
         products_BH = before_PH.new_empty(len(g_BH), H)
-        by_step = (grad_states_PH, factors_P4H, u_PH, grads_P4H, grads_P4H.flatten(1)[:, : 3 * H])
+        by_step = (grad_states_PH, factors_P4H, update_PH, grads_P4H, grads_P4H.flatten(1)[:, : 3 * H])
         steps = list(zip(sizes, *(torch.split(values, sizes) for values in by_step), strict=True))
         for b, grad_states, factors, u, grads, grads_mru in steps if ctx.backwards else reversed(steps):
             g = g_BH[:b].add_(grad_states)
@@ -120,6 +118,16 @@ class _Recurrence(torch.autograd.Function):
             g.mul_(u).add_(torch.mm(grads_mru, w_3HH_mru, out=products_BH[:b]))
         grads_P4H = grads_P4H.flatten(1)
         grad_w_mru = grads_P4H[:, : 3 * H].t() @ before_PH
-        grad_b_mru = grads_P4H[:, : 3 * H].sum(0, dtype=w_3HH.dtype)
+        grad_b_mru = grads_P4H[:, : 3 * H].sum(0)  # adds in float32, whatever the precision
         grad_w, grad_b = (torch.cat([value[H:], value[:H]]).to(w_3HH.dtype) for value in (grad_w_mru, grad_b_mru))
         return grads_P4H[:, H:], grad_w, grad_b, g_BH, None, None
+
+
+def _factors(r_bH: Tensor, u_bH: Tensor, n_bH: Tensor, m_bH: Tensor, h_bH: Tensor, factors_b4H: Tensor) -> None:
+    """Fills in the derivatives of one step's h' by m, a_r, a_u and a_n."""
+    by_m, by_r, by_u, by_n = factors_b4H.unbind(1)
+    rest_bH = 1 - u_bH
+    torch.addcmul(rest_bH, rest_bH * n_bH, n_bH, value=-1, out=by_n)
+    torch.mul(by_n, r_bH, out=by_m)
+    torch.addcmul(m_bH, m_bH, r_bH, value=-1, out=by_r).mul_(by_m)
+    torch.sub(h_bH, n_bH, out=by_u).mul_(u_bH).mul_(rest_bH)

@@ -236,8 +236,8 @@ MUTATIONS = [
     Mutation(
         "the gradient of the update gate has the wrong sign",
         "vrae/model/recurrence.py",
-        "torch.sub(before_PH, n_PH, out=u)",
-        "torch.sub(n_PH, before_PH, out=u)",
+        "torch.sub(h_bH, n_bH, out=by_u)",
+        "torch.sub(n_bH, h_bH, out=by_u)",
         "tests/model/test_recurrence.py",
     ),
     Mutation(

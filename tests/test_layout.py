@@ -15,7 +15,7 @@ import vrae
 ROOT = Path(vrae.__file__).parent
 ORDER = {
     "": ["errors", "config", "files", "distributed"],
-    "corpus": ["readers", "layouts", "sources", "cleaning", "tokenizer", "prepared", "noise", "batches"],
+    "corpus": ["readers", "layouts", "sources", "cleaning", "tokenizer", "encoding", "prepared", "noise", "batches"],
     "model": [
         *("dropout", "recurrence", "vocabulary"),
         *("gaussian", "mixture", "flow", "encoder", "decoder", "vrae", "bound", "folder"),

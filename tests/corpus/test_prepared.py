@@ -7,7 +7,6 @@ import errno
 import hashlib
 import json
 import os
-import random
 import re
 import shutil
 from collections.abc import Callable
@@ -17,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
-from conftest import VOCAB, WORDS, make_dialogues, prepare_config, write_dialogues
+from conftest import VOCAB, make_dialogues, prepare_config, write_dialogues
 
 from vrae.config import SPLITS, CleaningConfig, PrepareConfig
 from vrae.corpus import prepared
-from vrae.corpus.prepared import FORMAT, Corpus, Split, _Encoder, inspect, prepare
-from vrae.corpus.tokenizer import MASKS, Tokenizer, train_tokenizer
+from vrae.corpus.prepared import FORMAT, Corpus, Split, inspect, prepare
+from vrae.corpus.tokenizer import Tokenizer, train_tokenizer
 from vrae.errors import DataError, UserError
 
 FILES = [
@@ -225,37 +224,6 @@ def test_a_tokenizer_of_more_pieces_than_the_arrays_can_hold_is_refused(corpus: 
         prepare(prepare_config(source, tokenizer=str(given)), tmp_path / "out", quiet=True)
 
 
-@pytest.mark.parametrize("kept", [0, 3, 1000])
-def test_turns_put_together_of_their_words_have_the_ids_of_the_whole_turns(
-    dialogues: list[list[str]], kept: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Words that were met and not, before and after the table is emptied; masks, and characters that end or begin pieces."""
-    monkeypatch.setattr(prepared, "_MAX_WORDS", kept)
-    tokenizer = Tokenizer(train_tokenizer([turn for turns in dialogues for turn in turns], VOCAB))
-    parts = [*WORDS, *MASKS, "<email>,", "(<url>)", "a<user>b<phone>", "</s>", "<0x41>", "<", "email>", "i'm", "...", "x" * 99]
-    parts += ["\U0001f469\u200d\U0001f4bb", "e\u0301", "\u4f60\u597d", "\u00e9t\u00e9"]
-    signs = ["\u2581", "a\u2581b", "\u2581\u2581", "\u2581a"]  # SentencePiece's own for a space
-    draw = random.Random(0)
-    encoder = _Encoder(tokenizer, by_word=True)
-    for _ in range(40):
-        these = parts + signs if draw.random() < 0.3 else parts
-        turns = [" ".join(draw.choices(these, k=draw.randint(1, 9))) for _ in range(draw.randint(1, 20))]
-        ids, lengths = encoder(turns)
-        whole, whole_lengths = _Encoder(tokenizer, by_word=False)(turns)
-        assert ids.tolist() == whole.tolist() == [token for turn in tokenizer.encode(turns) for token in turn]
-        assert lengths.tolist() == whole_lengths.tolist() == [len(turn) for turn in tokenizer.encode(turns)]
-
-
-def test_the_table_of_words_does_not_grow_without_end(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepared, "_MAX_WORDS", 10)
-    encoder = _Encoder(corpus.tokenizer, by_word=True)
-    sizes = []
-    for number in range(50):
-        encoder([f"word{number}"])
-        sizes.append(len(encoder._words))
-    assert max(sizes) == 11
-
-
 def test_a_given_tokenizer_may_have_pieces_that_reach_over_words(source: Path, tmp_path: Path) -> None:
     path = tmp_path / "given.model"
     turns = ["how are you today", "see you later", "what do you like"] * 20
@@ -345,14 +313,14 @@ def test_an_older_corpus_that_cannot_be_replaced_stays(
     assert list(copy.parent.iterdir()) == [copy]
 
 
-@pytest.mark.parametrize("stage", ["train_tokenizer", "_encode", "_write_split", "_describe"])
+@pytest.mark.parametrize("stage", ["train_tokenizer", "encoders", "_write_split", "_describe"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(errno.ENOSPC, "No space left on device")])
 def test_preparing_that_fails_leaves_all_as_it_was(
     copy: Path, source: Path, stage: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = content(copy)
 
-    def failing(*_: object) -> None:
+    def failing(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(prepared, stage, failing)

@@ -19,20 +19,14 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import reprlib
 import shutil
-import signal
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, cycle, islice
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,27 +35,17 @@ from tqdm import tqdm
 
 from vrae.config import SPLITS, CleaningConfig, PrepareConfig, from_dict, shown
 from vrae.corpus.cleaning import Cleaner
+from vrae.corpus.encoding import ARRAYS, Encoded, encoders
 from vrae.corpus.sources import Source, assign_split, open_source
 from vrae.corpus.tokenizer import Tokenizer, train_tokenizer
-from vrae.errors import ConfigError, DataError, LostProcessError, UserError
+from vrae.errors import ConfigError, DataError, UserError
 from vrae.files import replace_folder, sync_folder
 
 FORMAT = 1
-_ARRAYS: dict[str, np.dtype[Any]] = {
-    "tokens": np.dtype("<u2"),
-    "turns": np.dtype("<i8"),
-    "dialogues": np.dtype("<i8"),
-    "speakers": np.dtype("u1"),
-}
-_MAX_PIECES = int(np.iinfo(_ARRAYS["tokens"]).max) + 1
+_MAX_PIECES = int(np.iinfo(ARRAYS["tokens"]).max) + 1
 _CHUNK_DIALOGUES = 256
 _BLOCK = 2**20  # values that are checked at once
-_SPACE = "\u2581"  # SentencePiece's sign
-_MAX_WORDS = 200_000  # whose ids are kept: about 40 MB
 _COUNTS = ("dialogues", "turns", "tokens", "longest_turn")
-
-Spooled = tuple[list[str], list[int]]
-_Encoded = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # ids, tokens per turn, turns per dialogue, speaker per turn
 
 
 @dataclass(frozen=True)
@@ -105,7 +89,7 @@ class Corpus:
             ) from None
         if version != FORMAT:
             raise DataError(f"{path}: corpus format {reprlib.repr(version)}, this vrae reads {FORMAT}. Prepare it again")
-        for name in ("tokenizer.model", *(f"{split}.{array}.bin" for split in SPLITS for array in _ARRAYS)):
+        for name in ("tokenizer.model", *(f"{split}.{array}.bin" for split in SPLITS for array in ARRAYS)):
             file = self.path / name
             size = file.stat().st_size if file.is_file() else None
             if size is None or size != sizes.get(name):
@@ -127,7 +111,7 @@ class Corpus:
 
     def _open(self, split: str) -> Split:
         arrays = {}
-        for array, dtype in _ARRAYS.items():
+        for array, dtype in ARRAYS.items():
             file = self.path / f"{split}.{array}.bin"
             if (size := file.stat().st_size) % dtype.itemsize:
                 raise DataError(f"{file}: {size} bytes are no whole number of {dtype}. Prepare the corpus again")
@@ -267,7 +251,7 @@ def _write(config: PrepareConfig, source: Source, work: Path, quiet: bool) -> di
     (work / "tokenizer.model").write_bytes(tokenizer.model)
     counts = {}
     del sample
-    with _encoders(tokenizer, config.num_proc, by_word=not config.tokenizer) as encode:
+    with encoders(tokenizer, config.num_proc, by_word=not config.tokenizer) as encode:
         for split in SPLITS:
             spool = work / f"{split}.jsonl"
             with open(spool, encoding="utf-8") as lines:
@@ -345,125 +329,11 @@ def _chunks(lines: Iterable[str], size: int) -> Iterator[list[str]]:
         yield chunk
 
 
-class _Encoder:
-    """Turns to ids.
-
-    By word each word is encoded when it is first met, and a turn is put together of its words, which takes a fifth of the
-    time. No piece of a tokenizer that `train_tokenizer` made reaches into the next word, so the ids are the same; only where
-    the text itself has SentencePiece's sign for a space is more to it.
-
-    Args:
-        tokenizer: that encodes.
-        by_word: for cleaned turns, whose words stand one space apart, and a tokenizer of `train_tokenizer`'s.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, by_word: bool) -> None:
-        self._tokenizer, self._by_word = tokenizer, by_word
-        self._words: dict[str, bytes] = {}
-
-    def __call__(self, turns: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all turns one after the other, and how many of them each turn has."""
-        text = " ".join(turns)
-        if not self._by_word or _SPACE in text:
-            ids = self._tokenizer.encode(turns)
-            return np.fromiter(chain.from_iterable(ids), _ARRAYS["tokens"]), np.fromiter(map(len, ids), np.int64, len(ids))
-        words = text.split(" ")
-        if len(self._words) > _MAX_WORDS:
-            self._words.clear()
-        if new := list({*words}.difference(self._words)):
-            self._words.update(
-                (word, np.array(ids, _ARRAYS["tokens"]).tobytes())
-                for word, ids in zip(new, self._tokenizer.encode(new), strict=True)
-            )
-        ids_of_words = list(map(self._words.__getitem__, words))
-        ends = np.cumsum(np.fromiter(map(len, ids_of_words), np.int64, len(words))) // _ARRAYS["tokens"].itemsize
-        last_words = np.cumsum([turn.count(" ") + 1 for turn in turns], dtype=np.int64) - 1
-        return np.frombuffer(b"".join(ids_of_words), _ARRAYS["tokens"]), np.diff(ends[last_words], prepend=0)
-
-
-def _encode(encoder: _Encoder, lines: list[str]) -> _Encoded:
-    """Spooled dialogues as (token ids, tokens per turn, turns per dialogue, speaker per turn)."""
-    dialogues: list[Spooled] = [json.loads(line) for line in lines]
-    ids, lengths = encoder([turn for turns, _ in dialogues for turn in turns])
-    sizes = np.array([len(turns) for turns, _ in dialogues], _ARRAYS["dialogues"])
-    speakers = np.fromiter(chain.from_iterable(speakers for _, speakers in dialogues), np.int64, len(lengths))
-    return ids, lengths, sizes, speakers.astype(_ARRAYS["speakers"])  # modulo 256
-
-
-_Encode = Callable[[Iterable[list[str]]], Iterator[_Encoded]]
-
-
-@contextlib.contextmanager
-def _encoders(tokenizer: Tokenizer, num_proc: int, *, by_word: bool) -> Iterator[_Encode]:
-    """Yields what encodes chunks in order, in this process or in several.
-
-    Each process has a pipe of its own and one chunk at a time. So none waits for a lock that a killed one held, as in the pools
-    of the standard library, and nothing has to be asked to end.
-    """
-    if num_proc == 1:
-        encoder = _Encoder(tokenizer, by_word)
-        yield lambda chunks: (_encode(encoder, chunk) for chunk in chunks)
-        return
-    context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()  # which would unblock the signals below
-    workers: list[tuple[SpawnProcess, Connection]] = []
-    # Processes inherit that signals are blocked: Ctrl-C in a terminal goes to all of them, and the one that started them acts.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+def _write_split(work: Path, split: str, chunks: Iterable[Encoded]) -> dict[str, int]:
+    files = {array: open(work / f"{split}.{array}.bin", "wb") for array in ARRAYS}  # noqa: SIM115
     try:
-        for _ in range(num_proc):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, tokenizer.model, by_word))
-            process.start()
-            workers.append((process, ours))
-            theirs.close()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        yield lambda chunks: _encode_in([pipe for _, pipe in workers], chunks)
-    finally:
-        for process, pipe in workers:
-            pipe.close()
-            process.kill()
-            process.join()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _encode_in(pipes: list[Connection], chunks: Iterable[list[str]]) -> Iterator[_Encoded]:
-    busy: deque[Connection] = deque()
-    try:
-        for chunk, pipe in zip(chunks, cycle(pipes), strict=False):
-            done = [_receive(busy.popleft())] if len(busy) == len(pipes) else []
-            pipe.send(chunk)
-            busy.append(pipe)
-            yield from done
-        yield from map(_receive, busy)
-    except (EOFError, ConnectionError):
-        problem = "a process that encodes text was killed, perhaps for lack of memory. Lower it, or leave it out"
-        raise LostProcessError(f"--num_proc {len(pipes)}: {problem}") from None
-
-
-def _receive(pipe: Connection) -> _Encoded:
-    result: _Encoded | Exception = pipe.recv()
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-
-def _work(pipe: Connection, model: bytes, by_word: bool) -> None:
-    """A process that encodes chunks until there are no more."""
-    encoder = _Encoder(Tokenizer(model), by_word)
-    with contextlib.suppress(EOFError, ConnectionError):  # the other end is closed
-        while True:
-            chunk = pipe.recv()
-            try:
-                pipe.send(_encode(encoder, chunk))
-            except (MemoryError, ValueError) as error:
-                pipe.send(error)
-
-
-def _write_split(work: Path, split: str, chunks: Iterable[_Encoded]) -> dict[str, int]:
-    files = {array: open(work / f"{split}.{array}.bin", "wb") for array in _ARRAYS}  # noqa: SIM115
-    try:
-        files["turns"].write(np.zeros(1, _ARRAYS["turns"]).tobytes())
-        files["dialogues"].write(np.zeros(1, _ARRAYS["dialogues"]).tobytes())
+        files["turns"].write(np.zeros(1, ARRAYS["turns"]).tobytes())
+        files["dialogues"].write(np.zeros(1, ARRAYS["dialogues"]).tobytes())
         tokens = turns = dialogues = longest = 0
         for ids, lengths, sizes, speakers in chunks:
             files["tokens"].write(ids.tobytes())

@@ -49,17 +49,15 @@ def test_the_table_of_words_does_not_grow_without_end(corpus: Corpus, monkeypatc
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 8])
 def test_processes_keep_the_order_of_the_chunks(corpus: Corpus, count: int) -> None:
     """Of very different lengths, so that later ones are ready first."""
-    chunks = [
-        [json.dumps([[f"see you in {i} days"] * (1 if i % 3 else 500), [i] * (1 if i % 3 else 500)])] for i in range(count)
-    ]
+    sizes = [1 if i % 3 else 500 for i in range(count)]
+    chunks = [[json.dumps([[f"see you in {i} days"] * size, [i] * size])] for i, size in enumerate(sizes)]
     with encoders(corpus.tokenizer, 2, by_word=False) as encode:
         found = list(encode(iter(chunks)))
     assert not multiprocessing.active_children()
     assert len(found) == count
-    for i, (ids, lengths, sizes, speakers) in enumerate(found):
-        (turns,) = sizes
-        assert ids.tolist() == corpus.tokenizer.encode([f"see you in {i} days"])[0] * turns
-        assert len(lengths) == turns == (1 if i % 3 else 500)
+    for i, (ids, lengths, turns, speakers) in enumerate(found):
+        assert ids.tolist() == corpus.tokenizer.encode([f"see you in {i} days"])[0] * sizes[i]
+        assert len(lengths) == turns == sizes[i]
         assert set(speakers) == {i}
 
 

@@ -149,7 +149,7 @@ def cpu_seconds(work: Callable[[], object], repeats: int = 3) -> float:
 def draw(folder: str, context_turns: int) -> dict[str, float]:
     """Opens a corpus, plans an epoch and draws batches of it; seconds of each. For a process of its own."""
     start = time.perf_counter()
-    from vrae.corpus.batches import TrainingBatches, Windows
+    from vrae.corpus.batches import TrainingBatches
     from vrae.corpus.prepared import Corpus
 
     times = {"imports": start}
@@ -157,18 +157,17 @@ def draw(folder: str, context_turns: int) -> dict[str, float]:
     corpus = Corpus(folder)
     times["windows"] = time.perf_counter()
     config = BatchConfig(tokens=4096, word_dropout=0.2, context_dropout=0.1, utterance_dropout=0.1)
-    windows = Windows(corpus["train"], config, context_turns)
-    batches = TrainingBatches(windows, seed=0, noise_size=32)
+    batches = TrainingBatches(corpus["train"], config, context_turns, seed=0, noise_size=32)
     times["plan"] = time.perf_counter()
     batches.windows_of(0)
     times["first batch"] = time.perf_counter()
     batches.parts(0)
     times["batches"] = time.perf_counter()
-    for step in np.linspace(0, windows.batches_per_epoch - 1, BATCHES).astype(int).tolist():
+    for step in np.linspace(0, batches.batches_per_epoch - 1, BATCHES).astype(int).tolist():
         batches.parts(step)
     ends = [*list(times.values())[1:], time.perf_counter()]
     seconds = {name: end - begin for (name, begin), end in zip(times.items(), ends, strict=True)}
-    return {"batches_per_epoch": windows.batches_per_epoch, **seconds, "ms_a_batch": 1000 * seconds["batches"] / BATCHES}
+    return {"batches_per_epoch": batches.batches_per_epoch, **seconds, "ms_a_batch": 1000 * seconds["batches"] / BATCHES}
 
 
 def starts(corpus: Path, folder: Path, repeats: int) -> dict[str, list[float]]:

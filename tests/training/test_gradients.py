@@ -107,7 +107,9 @@ def test_other_errors_pass(corpus: Corpus, tmp_path: Path, scarce: Any) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_processes_add_up_their_gradients_once_a_step(corpus: Corpus, monkeypatch: pytest.MonkeyPatch, accumulate: int) -> None:
+def test_processes_add_up_their_gradients_once_a_step(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, accumulate: int, rank: int
+) -> None:
     """However many parts they work; and each works its half."""
     messages: list[int] = []
     monkeypatch.setattr(gradients, "world", lambda: 2)

@@ -9,8 +9,9 @@ through the logarithms of the last three points, 1 being growth in proportion; a
 count. Above 0, time or memory grows faster than it should. Below, there is a part that stays the same, or that large products
 are made at a better rate.
 
-Time is of the CPU in one thread, the median of repeats in turn over the sizes of a curve. Memory is the rise of the resident set
-to its peak (Linux). Turns are of random tokens, with the lengths of the corpus, and 4,096 target tokens are learnt from at once.
+Time is of the CPU in one thread, the median of repeats in turn over the sizes of a curve. Memory is the rise of the resident
+set to its peak (Linux). Turns are of random tokens, with the lengths of the corpus, and 4,096 target tokens are learnt from at
+once.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     python benchmarks/growth.py --data corpora/chitchat --picture docs/growth.png
 
 One size grows while the others stay. Beside time and memory stands a count: the operations of a training step's matrix products
-(`vrae.training.cost`), the bytes that its tokens keep for the gradient, replies, or turns. A slope is that of a straight line
-through the logarithms of the last three points, 1 being growth in proportion; an excess is the measured slope less that of the
-count. Above 0, time or memory grows faster than it should. Below, there is a part that stays the same, or that large products
-are made at a better rate.
+(`vrae.training.cost`), the bytes that are kept for the gradient and of the gradient itself, replies, or turns. A slope is that
+of a straight line through the logarithms of the last three points, 1 being growth in proportion; an excess is the measured slope
+less that of the count. Above 0, time or memory grows faster than it should. Below, there is a part that stays the same, or that
+large products are made at a better rate.
 
 Time is of the CPU in one thread, the median of repeats in turn over the sizes of a curve. Memory is the rise of the resident
 set to its peak (Linux). Turns are of random tokens, with the lengths of the corpus, and 4,096 target tokens are learnt from at
@@ -36,7 +36,7 @@ from vrae.corpus.prepared import Corpus, Split, prepare
 from vrae.generation.responses import respond
 from vrae.generation.text_model import TextModel
 from vrae.model.vrae import VRAE
-from vrae.training.cost import layers
+from vrae.training.cost import Layer, layers
 from vrae.training.hardware import pick_precision
 
 BASE = ModelConfig(vocab_size=6000, embedding_size=256, hidden_size=256, context_size=256, latent_size=32)
@@ -162,8 +162,17 @@ def training_step(size: int, config: ModelConfig, lengths: np.ndarray, tokens: i
             loss = -model(batch, noise_BZ).elbo_B.mean()
         loss.backward()  # type: ignore[no-untyped-call]
 
-    # What each row of a matrix gives is kept, once in two bytes or four: the largest part is the output layer's.
-    return Job(size, sum(layer.operations for layer in found), sum(layer.outputs * sum(layer.rows) for layer in found), work)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    kept = sum(bytes_kept(layer, 2 if bf16 else 4) for layer in found)
+    return Job(size, sum(layer.operations for layer in found), kept + 4 * parameters, work)
+
+
+def bytes_kept(layer: Layer, itemsize: int) -> float:
+    """For the gradient, of each token: its errors at the output layer, and at a GRU of size H the gates (3 H), the new state
+    before its reset, the state after the step, and in the lower precision the one before."""
+    if layer.name == "output":
+        return itemsize * layer.outputs * sum(layer.rows)
+    return (5 * 4 + itemsize) * layer.inputs * sum(layer.rows) if layer.name.endswith(", state") else 0.0
 
 
 def replies(n: int, corpus: Corpus) -> Job:
@@ -201,7 +210,7 @@ def text(turns: int, corpus: Corpus, folder: Path) -> Job:
         prepare(config, out, quiet=True)
         shutil.rmtree(out)
 
-    return Job(turns, turns, 1, work)
+    return Job(turns, turns, turns, work)
 
 
 def draw(curves: list[Curve], path: Path) -> None:

@@ -63,8 +63,8 @@ class Machine:
 
 H100 = Machine(
     "H100 (assumed)",
-    # A twentieth of the 989e12 dense bf16 of the data sheet (NVIDIA H100 SXM): what the 2 million target tokens a second come to
-    # that this package has set itself for one GPU at hidden size 512. Not measured.
+    # A twentieth of the 989e12 dense bf16 of the data sheet (NVIDIA H100 SXM): what 2 million target tokens a second come to at
+    # hidden size 512, this package's target for one GPU. Not measured.
     rate=50e12,
     fixed=1e-3,  # some 300 launches of 3 microseconds
     inside=450e9,  # NVLink 4: 900e9 both ways together (the same data sheet)

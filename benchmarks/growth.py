@@ -5,9 +5,9 @@
 
 One size grows while the others stay. Beside time and memory stands a count: the operations of a training step's matrix products
 (`vrae.training.cost`), the bytes that are kept for the gradient and of the gradient itself, replies, or turns. A slope is that
-of a straight line through the logarithms of the last three points, 1 being growth in proportion; an excess is the measured slope
-less that of the count. Above 0, time or memory grows faster than it should. Below, there is a part that stays the same, or that
-large products are made at a better rate.
+of a straight line through the logarithms of the last three points, 1 being growth in proportion; an excess is the measured
+slope less that of the count. Above 0, time or memory grows faster than it should. Below, there is a part that stays the same,
+or that large products are made at a better rate.
 
 Time is of the CPU in one thread, the median of repeats in turn over the sizes of a curve. Memory is the rise of the resident
 set to its peak (Linux). Turns are of random tokens, with the lengths of the corpus, and 4,096 target tokens are learnt from at

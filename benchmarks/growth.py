@@ -219,7 +219,7 @@ def draw(curves: list[Curve], path: Path) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import NullFormatter, NullLocator
+    from matplotlib.ticker import NullLocator
 
     figure, axes = pyplot.subplots(2, len(curves), figsize=(2.5 * len(curves), 5), sharex="col", squeeze=False)
     for column, curve in enumerate(curves):
@@ -232,7 +232,8 @@ def draw(curves: list[Curve], path: Path) -> None:
             axis.tick_params(labelsize=7)
             axis.set_xticks(curve.sizes, [short(size) for size in curve.sizes])
             axis.xaxis.set_minor_locator(NullLocator())
-            axis.yaxis.set_minor_formatter(NullFormatter())
+            axis.set_yticks([measured[0], measured[-1]], [f"{value:.2g}" for value in (measured[0], measured[-1])])
+            axis.yaxis.set_minor_locator(NullLocator())
         axes[1, column].set_xlabel(curve.name.replace(", ", ",\n"), fontsize=8)
     axes[0, 0].legend(fontsize=7, loc="lower right")
     figure.tight_layout()

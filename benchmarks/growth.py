@@ -232,7 +232,7 @@ def draw(curves: list[Curve], path: Path) -> None:
             axis.tick_params(labelsize=7)
             axis.set_xticks(curve.sizes, [short(size) for size in curve.sizes])
             axis.xaxis.set_minor_locator(NullLocator())
-            axis.set_yticks([measured[0], measured[-1]], [f"{value:.2g}" for value in (measured[0], measured[-1])])
+            axis.set_yticks([measured[0], measured[-1]], [f"{value:.3g}" for value in (measured[0], measured[-1])])
             axis.yaxis.set_minor_locator(NullLocator())
         axes[1, column].set_xlabel(curve.name.replace(", ", ",\n"), fontsize=8)
     axes[0, 0].legend(fontsize=7, loc="lower right")

@@ -14,8 +14,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cold_start import VRAE, run, starts
 
 from vrae.config import BatchConfig, CleaningConfig, PrepareConfig, SourceConfig
 from vrae.corpus.cleaning import Cleaner
 from vrae.corpus.sources import ChitchatSource, FileSource
 from vrae.corpus.tokenizer import train_tokenizer
 
-VRAE = (sys.executable, "-m", "vrae")
 STAGES = ("start", "read", "layout", "clean", "tokenizer", "split, encode, write")
 BATCHES = 1000  # of the large corpus, that are drawn
 
@@ -68,8 +66,8 @@ def main() -> None:
                 output, process = run(sys.executable, __file__, "--draw", small, context_turns)
                 figures["large"][f"epoch, K = {context_turns}"] = {**process, **json.loads(output)}
             print("\nlarge corpus", json.dumps(figures["large"], indent=2))
-        figures["start"] = {name: statistics.median(times) for name, times in starts(small, folder, options.repeats).items()}
-    print("\nseconds, median:", json.dumps(figures["start"], indent=2))
+        figures["start"] = starts(small, folder, options.repeats)
+    print("\nstarts, median:", json.dumps(figures["start"], indent=2))
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
 
@@ -87,21 +85,6 @@ def write(folder: Path, turns: int, *suffixes: str) -> None:
             file.write(row + "\n")
     for file in files.values():
         file.close()
-
-
-def run(*command: object) -> tuple[str, dict[str, float]]:
-    """The output of a process, and what it took: seconds of the clock and of the CPU, MB at its peak."""
-    start = time.perf_counter()
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))}: exit code {process.returncode}")
-    peak = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return output, {"seconds": seconds, "cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_mb": peak}
 
 
 def speed(source: Path, out: Path) -> dict[str, float]:
@@ -149,7 +132,7 @@ def cpu_seconds(work: Callable[[], object], repeats: int = 3) -> float:
 def draw(folder: str, context_turns: int) -> dict[str, float]:
     """Opens a corpus, plans an epoch and draws batches of it; seconds of each. For a process of its own."""
     start = time.perf_counter()
-    from vrae.corpus.batches import TrainingBatches, Windows
+    from vrae.corpus.batches import TrainingBatches
     from vrae.corpus.prepared import Corpus
 
     times = {"imports": start}
@@ -157,47 +140,17 @@ def draw(folder: str, context_turns: int) -> dict[str, float]:
     corpus = Corpus(folder)
     times["windows"] = time.perf_counter()
     config = BatchConfig(tokens=4096, word_dropout=0.2, context_dropout=0.1, utterance_dropout=0.1)
-    windows = Windows(corpus["train"], config, context_turns)
-    batches = TrainingBatches(windows, seed=0, noise_size=32)
+    batches = TrainingBatches(corpus["train"], config, context_turns, seed=0, noise_size=32)
     times["plan"] = time.perf_counter()
     batches.windows_of(0)
     times["first batch"] = time.perf_counter()
     batches.parts(0)
     times["batches"] = time.perf_counter()
-    for step in np.linspace(0, windows.batches_per_epoch - 1, BATCHES).astype(int).tolist():
+    for step in np.linspace(0, batches.batches_per_epoch - 1, BATCHES).astype(int).tolist():
         batches.parts(step)
     ends = [*list(times.values())[1:], time.perf_counter()]
     seconds = {name: end - begin for (name, begin), end in zip(times.items(), ends, strict=True)}
-    return {"batches_per_epoch": windows.batches_per_epoch, **seconds, "ms_a_batch": 1000 * seconds["batches"] / BATCHES}
-
-
-def starts(corpus: Path, folder: Path, repeats: int) -> dict[str, list[float]]:
-    """Seconds from command to help, to a reply, and to the first step of training."""
-    model = folder / "model"
-    run(*VRAE, "train", "--data", corpus, "--out", model, "--dry_run", "--quiet", "--model.context_turns", 1)
-    times: dict[str, list[float]] = {"vrae --help": [], "vrae respond": [], "vrae train, to the first step": []}
-    for _ in range(repeats):
-        times["vrae --help"].append(run(*VRAE, "--help")[1]["seconds"])
-        times["vrae respond"].append(run(*VRAE, "respond", "Hello!", "--model", model / "dry-run")[1]["seconds"])
-        times["vrae train, to the first step"].append(first_step(corpus, folder / "run"))
-    return times
-
-
-def first_step(corpus: Path, out: Path) -> float:
-    """Until the first step is on record; then the process is ended."""
-    command = [*VRAE, "train", "--data", corpus, "--out", out, "--quiet", "--train.log_every", "1", "--train.max_steps", "1000"]
-    start = time.perf_counter()
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    record = out / "metrics.jsonl"
-    while not (record.exists() and record.stat().st_size):
-        if process.poll() is not None:
-            raise SystemExit(f"{' '.join(map(str, command))}: exit code {process.returncode}")
-        time.sleep(0.005)
-    seconds = time.perf_counter() - start
-    process.kill()
-    process.wait()
-    shutil.rmtree(out)
-    return seconds
+    return {"batches_per_epoch": batches.batches_per_epoch, **seconds, "ms_a_batch": 1000 * seconds["batches"] / BATCHES}
 
 
 if __name__ == "__main__":

@@ -215,8 +215,8 @@ MUTATIONS = [
     Mutation(
         "every process works the same part",
         "vrae/training/gradients.py",
-        "numbers = range(rank(), self.parts, world())",
-        "numbers = range(0, self.parts, world())",
+        "range(rank() * mine, (rank() + 1) * mine)",
+        "range(mine)",
         "tests/training/test_parallel.py",
     ),
     Mutation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from typing import Any
@@ -340,12 +341,31 @@ def test_a_sample_in_order_is_spread_evenly(split: Split) -> None:
     assert np.ptp(np.diff(chosen)) <= 1
 
 
+@pytest.mark.parametrize("limit", [0, 10])
+@CONTEXTS
+def test_parts_of_the_batches_in_order_make_the_whole(split: Split, context_turns: int, limit: int) -> None:
+    windows = windows_of(split, context_turns)
+    whole = [indices.tolist() for indices, _ in windows.in_order(limit)]
+    dealt = [[indices.tolist() for indices, _ in windows.in_order(limit, part, 3)] for part in range(3)]
+    assert [whole[part::3] for part in range(3)] == dealt
+
+
+@CONTEXTS
+def test_a_sample_in_order_fills_its_batches(split: Split, context_turns: int) -> None:
+    """However many windows there are that it is drawn from."""
+    windows = windows_of(split, context_turns)
+    costs = [batch.tokens for _, batch in windows.in_order(len(windows) // 3)]
+    assert len(costs) == math.ceil(sum(costs) / CONFIG.tokens) < len(list(windows.in_order())) / 2
+
+
 # Training
 
 
 def training(split: Split, context_turns: int = 3, seed: int = 0, **settings: Any) -> TrainingBatches:
     losing = {"context_dropout": 0.3, "utterance_dropout": 0.2, "word_dropout": 0.4}
-    return TrainingBatches(windows_of(split, context_turns, **{**losing, **settings}), seed, noise_size=2)
+    block_turns = settings.pop("block_turns", 2**24)
+    config = dataclasses.replace(CONFIG, **{**losing, **settings})
+    return TrainingBatches(split, config, context_turns, seed, noise_size=2, block_turns=block_turns)
 
 
 def equal_parts(one: list[tuple[Batch, Tensor]], other: list[tuple[Batch, Tensor]]) -> bool:
@@ -398,18 +418,18 @@ def test_in_however_many_parts_a_window_meets_the_same_noise_and_loses_the_same_
     for step in range(3):
         parts = batches.parts(step, count)
         whole = batches.parts(step)
-        assert len(parts) == min(count, len(whole[0][1]))
+        assert len(parts) <= count
         assert rows(parts) == rows(whole)
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
 def test_a_part_asked_for_alone_is_the_one_among_all(split: Split, count: int) -> None:
-    """And of twice as many parts, two make each: part i of n is parts i and i + n of 2n."""
+    """And of twice as many parts, two make each: part i of n is parts 2i and 2i + 1 of 2n."""
     batches = training(split)
     parts = batches.parts(1, count)
     for i in range(count):
         assert equal_parts(batches.parts(1, count, [i]), parts[i : i + 1])
-        assert rows(batches.parts(1, 2 * count, [i, i + count])) == rows(parts[i : i + 1])
+        assert rows(batches.parts(1, 2 * count, [2 * i, 2 * i + 1])) == rows(parts[i : i + 1])
 
 
 def test_random_numbers_are_made_for_the_part_asked_for_alone(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,14 +441,89 @@ def test_random_numbers_are_made_for_the_part_asked_for_alone(split: Split, monk
 
     for name in ("normal", "uniform"):
         monkeypatch.setattr(f"vrae.corpus.batches.{name}", counting)
-    ((batch, _),) = training(split).parts(0, 7, [2])
+    ((batch, _),) = training(split).parts(0, 2, [1])
     assert list(made.values()) == [len(batch.target_B)] * 4  # with a key each
+
+
+@CONTEXTS
+def test_parts_have_as_many_tokens_and_keep_neighbours_together(split: Split, context_turns: int) -> None:
+    """To within a window, and but for those at the cuts: a part is a run of the batch."""
+    batches = training(split, context_turns, context_dropout=0.0, tokens=1000)
+    steps = [step for step in range(batches.batches_per_epoch) if batches.size(step)[1] > 900]
+    for step, count in itertools.product(steps, (2, 5)):
+        whole = examples_of(batches.parts(step)[0][0])
+        parts = [examples_of(batch) for batch, _ in batches.parts(step, count)]
+        costs = [sum(len(target) + 1 for _, target, _ in part) for part in parts]
+        assert [example for part in parts for example in part] == whole
+        assert max(costs) - min(costs) <= 2 * (LIMIT + 1) < sum(costs) / count
 
 
 def test_there_are_no_more_parts_than_windows(split: Split) -> None:
     (whole,) = training(split).parts(0)
     parts = training(split).parts(0, 1000)
     assert [len(batch.target_B) for batch, _ in parts] == [1] * len(whole[0].target_B)
+
+
+# Training block by block
+
+
+def test_a_large_split_is_learnt_from_in_blocks_of_whole_dialogues(split: Split) -> None:
+    """Each window once in an epoch, in the batches that a corpus of the block alone would give, blocks in changing order."""
+    batches = training(split, block_turns=40, context_dropout=0.0)
+    turns = len(split.turns) - 1
+    assert batches.turns == len(windows_of(split, 3))
+    assert batches.tokens == windows_of(split, 3).tokens
+    assert batches.left_out == turns - batches.turns
+    size, opened = batches.batches_per_epoch, []
+    for epoch in range(3):
+        blocks: dict[int, list[int]] = {}
+        for step in range(epoch * size, (epoch + 1) * size):
+            turns_B = batches.turns_of(step)
+            assert batches.size(step)[0] == len(turns_B) == sum(len(noise) for _, noise in batches.parts(step, 2))
+            blocks.setdefault(id(batches.windows), []).extend(turns_B.tolist())
+            opened.append(batches.windows)  # so that no later one gets its number
+        assert len(blocks) >= turns // 40
+        found = sorted(turn for block in blocks.values() for turn in block)
+        assert found == windows_of(split, 3).target_N.tolist()
+        for block in blocks.values():
+            starts = split.dialogues[np.searchsorted(split.dialogues, [min(block), max(block)], side="right") - 1]
+            assert np.ptp(starts) < 40 + max(np.diff(split.dialogues))
+    firsts = set()
+    for epoch in range(8):
+        batches.windows_of(epoch * size)
+        firsts.add(int(batches.windows.split.turns[0]))
+    assert len(firsts) > 1
+
+
+@pytest.mark.parametrize("block_turns", [1, 40, 100])
+@CONTEXTS
+def test_blocks_hold_the_examples_of_the_split(split: Split, context_turns: int, block_turns: int) -> None:
+    batches = training(split, context_turns, block_turns=block_turns, context_dropout=0.0)
+    steps = range(batches.batches_per_epoch)
+    found = [example for step in steps for batch, _ in batches.parts(step, 2) for example in examples_of(batch)]
+    assert Counter(found) == Counter(expected_examples(split, context_turns))
+    again = training(split, context_turns, block_turns=block_turns, context_dropout=0.0)
+    for step in (len(steps) + 3, 1, len(steps) - 1):
+        assert equal_parts(
+            again.parts(step), training(split, context_turns, block_turns=block_turns, context_dropout=0.0).parts(step)
+        )
+
+
+def test_a_split_of_one_block_has_the_order_of_its_windows(split: Split) -> None:
+    batches, windows = training(split, seed=7), windows_of(split, 3)
+    for epoch in range(2):
+        plan = windows.plan(np.random.default_rng([7, 0, epoch]))
+        assert batches.batches_per_epoch == len(plan)
+        for place, windows_B in enumerate(plan):
+            assert batches.turns_of(epoch * len(plan) + place).tolist() == windows.target_N[windows_B].tolist()
+
+
+def test_a_block_without_a_target_is_passed_over(split: Split) -> None:
+    turns = np.concatenate([[0], np.cumsum([20] * 10 + [3] * 10)])
+    odd = Split("train", np.full(turns[-1], 5), turns, np.array([0, 10, 20]), np.zeros(20, np.int64))
+    batches = training(odd, block_turns=10)
+    assert (batches.turns, batches.left_out) == (10, 10)
+    assert sorted(batches.turns_of(0)) == list(range(10, 20))
 
 
 def test_noise_is_standard_normal(split: Split) -> None:

@@ -97,10 +97,10 @@ class Linear:
     split = SimpleNamespace(dialogues=np.arange(0, N + 1, 4))
     target_N = np.arange(N)
 
-    def in_order(self, limit: int = 0) -> Iterator[tuple[np.ndarray, Points]]:
-        ones, count = torch.ones(500, dtype=torch.int64), min(limit or N, N)
-        for part in np.split(np.arange(count), range(500, count, 500)):
-            yield part, Points(self.x_NX[part], torch.arange(len(part)), ones[: len(part), None], ones[: len(part)])
+    def in_order(self, limit: int = 0, part: int = 0, count: int = 1) -> Iterator[tuple[np.ndarray, Points]]:
+        ones, all = torch.ones(500, dtype=torch.int64), min(limit or N, N)
+        for rows in np.split(np.arange(all), range(500, all, 500))[part::count]:
+            yield rows, Points(self.x_NX[rows], torch.arange(len(rows)), ones[: len(rows), None], ones[: len(rows)])
 
     def measured(self, k: int = 0) -> Bound:
         return measure(self, self, k=k, seed=5)  # type: ignore[arg-type]

@@ -49,9 +49,9 @@ class Few:
     def __len__(self) -> int:
         return len(self.windows)
 
-    def in_order(self, limit: int = 0) -> Iterator[tuple[np.ndarray, Batch]]:
-        for part in np.split(self.order, self.cuts):
-            yield part, collate([self.windows[i] for i in part], self.context_turns)
+    def in_order(self, limit: int = 0, part: int = 0, count: int = 1) -> Iterator[tuple[np.ndarray, Batch]]:
+        for rows in np.split(self.order, self.cuts)[part::count]:
+            yield rows, collate([self.windows[i] for i in rows], self.context_turns)
 
 
 def bound_of(few: Few, model: Any = None, **settings: Any) -> Bound:
@@ -215,7 +215,7 @@ class TestEveryTurnOnce:
         found = measure_turns(model, without, seed=3)
         for windows_B, batch in with_context.in_order():
             model_alone = Few(0)
-            model_alone.in_order = lambda limit=0, w=windows_B, b=batch: iter([(w, b.without_context())])  # type: ignore[method-assign, misc]
+            model_alone.in_order = lambda *_, w=windows_B, b=batch: iter([(w, b.without_context())])  # type: ignore[method-assign, misc]
             expected = measure_turns(model, model_alone, seed=3)  # type: ignore[arg-type]
             assert found.distortion_N[expected.window_N] == pytest.approx(expected.distortion_N, abs=1e-11)
             assert found.rate_NZ[expected.window_N] == pytest.approx(expected.rate_NZ, abs=1e-11)
@@ -306,7 +306,7 @@ class TestManners:
 
     def test_leave_the_mode_as_it_was_when_a_batch_fails(self) -> None:
         class Broken(Few):
-            def in_order(self, limit: int = 0) -> Iterator[tuple[np.ndarray, Batch]]:
+            def in_order(self, limit: int = 0, part: int = 0, count: int = 1) -> Iterator[tuple[np.ndarray, Batch]]:
                 raise OSError
 
         model = tiny_model().train()

@@ -644,7 +644,7 @@ class TestBadSteps:
         assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
         assert state(tmp_path / "run")["step"] == 15
         # What they learnt from, as the model was given it.
-        train_split, parts = corpus["train"], trainer.TrainingBatches(trainer.Windows(corpus["train"], BATCHES, 0), 1, 4)
+        train_split, parts = corpus["train"], trainer.TrainingBatches(corpus["train"], BATCHES, 0, 1, 4)
         found = read_records(tmp_path / "run" / "incidents.jsonl")
         assert [(record["step"], record["event"]) for record in found] == [(step, "not finite") for step in range(8, 18)]
         for record in found:
@@ -677,7 +677,7 @@ class TestSpikes:
         fit(tmp_path / "whole", corpus, **settings)
         [record] = read_records(tmp_path / "whole" / "incidents.jsonl")
         assert (record["step"], record["event"]) == (60, "spike")
-        parts = trainer.TrainingBatches(trainer.Windows(corpus["train"], BATCHES, 0), 1, 4)
+        parts = trainer.TrainingBatches(corpus["train"], BATCHES, 0, 1, 4)
         per_token = []
         for step, value in enumerate(values[:60]):
             [(batch, _)] = parts.parts(step)

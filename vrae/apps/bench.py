@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vrae.config import RunConfig
-from vrae.corpus.batches import TrainingBatches, Windows
+from vrae.corpus.batches import TrainingBatches
 from vrae.corpus.prepared import Corpus
 from vrae.model.vrae import VRAE
 from vrae.training.cost import Products, layers, repeated
@@ -39,9 +39,10 @@ class Step:
         self.model = VRAE(config.model).to(self.device).train()
         self.clip_norm = config.train.clip_norm
         self.optimizer = make_optimizer(self.model, None, config.train)
-        windows = Windows(corpus["train"], config.batches, config.model.context_turns)
         noise_size = config.objective.importance_samples * config.model.latent_size
-        self.batches = TrainingBatches(windows, config.train.seed, noise_size)
+        self.batches = TrainingBatches(
+            corpus["train"], config.batches, config.model.context_turns, config.train.seed, noise_size
+        )
         self.gradients = Gradients(self.model, None, self.batches, config, self.device, self.precision)
 
     def run(self, step: int) -> None:

@@ -3,13 +3,16 @@
 An example is a window: one target turn and the K turns before it in its dialogue, fewer at the dialogue's start and none for
 its first turn. A batch holds each distinct turn once, however many windows it stands in, and the windows point into it.
 
-The order is a pure function of (seed, epoch), and a batch of (seed, step): resuming needs a step number and nothing else.
+A large split is learnt from block by block, a block being some millions of turns, so that memory does not grow with it. The
+order is a pure function of (seed, epoch), and a batch of (seed, step): resuming needs a step number and nothing else.
 
 Shape legend: B windows, K context turns, N distinct turns, T tokens of the longest.
 """
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -24,6 +27,7 @@ from vrae.corpus.tokenizer import BOS, EOS, PAD, UNK
 from vrae.errors import ConfigError, DataError
 
 _POOL_BATCHES = 64  # batches that are filled from one pool of shuffled segments, sorted by length
+_BLOCK_TURNS = 2**24  # whose order is in memory at once
 
 
 class Batch(NamedTuple):
@@ -218,16 +222,18 @@ class Windows:
             dropped,
         )
 
-    def in_order(self, limit: int = 0) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Every window once (or an even sample of `limit`), without dropout, with its index. For evaluation."""
-        chosen = np.ones(len(self), bool)
+    def in_order(self, limit: int = 0, part: int = 0, count: int = 1) -> Iterator[tuple[np.ndarray, Batch]]:
+        """Every window once (or an even sample of `limit`), without dropout, with its index. For evaluation.
+
+        Of several processes, each asks for one `part` of `count`: every so many-th batch.
+        """
+        sample = copy.copy(self)
+        chosen_N = np.arange(len(self), dtype=self._kind)
         if 0 < limit < len(self):
-            chosen[:] = False
-            chosen[np.linspace(0, len(self) - 1, limit).astype(np.int64)] = True
-        for windows_B in self.plan(None):
-            windows_B = windows_B[chosen[windows_B]]
-            if len(windows_B):
-                yield windows_B, self.batch(windows_B)
+            chosen_N = np.linspace(0, len(self) - 1, limit).astype(self._kind)
+            sample.target_N, sample.start_N, sample.cost_N = (a[chosen_N] for a in (self.target_N, self.start_N, self.cost_N))
+        for windows_B in sample.plan(None)[part::count]:
+            yield chosen_N[windows_B], self.batch(chosen_N[windows_B])
 
 
 def _cuts(cost_S: np.ndarray, tokens: int) -> np.ndarray:
@@ -236,25 +242,123 @@ def _cuts(cost_S: np.ndarray, tokens: int) -> np.ndarray:
     return np.searchsorted(total_S, np.arange(tokens, int(total_S[-1]), tokens), side="right")
 
 
+class _Block(NamedTuple):
+    """Neighbouring dialogues of a split, of which nothing is in memory."""
+
+    split: Split
+    first: int  # dialogue
+    end: int  # the one after the last
+
+    @property
+    def first_turn(self) -> int:
+        return int(self.split.dialogues[self.first])
+
+    @property
+    def turns(self) -> np.ndarray:
+        """[N + 1] offsets of its turns into the tokens of the split."""
+        return self.split.turns[self.first_turn : self.split.dialogues[self.end] + 1]
+
+    def opened(self) -> Split:
+        """As a split of its own."""
+        split, turns = self.split, slice(self.first_turn, self.split.dialogues[self.end])
+        dialogues = split.dialogues[self.first : self.end + 1] - self.first_turn
+        return Split(split.name, split.tokens, self.turns, dialogues, split.speakers[turns])
+
+
+def _cut(split: Split, block_turns: int) -> list[_Block]:
+    """The split in blocks of about that many turns, one at least; a dialogue is in one of them."""
+    turns, dialogues = len(split.turns) - 1, len(split.dialogues) - 1
+    count = max(-(-turns // block_turns), 1)
+    ends = np.searchsorted(split.dialogues, [turns * i // count for i in range(1, count)])
+    cuts = [0, *ends.tolist(), dialogues]
+    return [_Block(split, first, end) for first, end in itertools.pairwise(cuts) if first < end or count == 1]
+
+
+def _targets(turns: np.ndarray, most: int) -> tuple[int, int]:
+    """How many turns have `most` tokens or fewer, and their tokens, end marks included."""
+    count = tokens = 0
+    for part in blocks(turns):
+        lengths = np.diff(part)
+        short = lengths[lengths <= most]
+        count, tokens = count + len(short), tokens + int(short.sum()) + len(short)
+    return count, tokens
+
+
 class TrainingBatches:
     """The endless stream of training batches, addressed by step: a pure function of (seed, step).
 
+    Each epoch goes through the blocks of the split in an order of its own. No batch holds windows of two blocks, so the last
+    one of a block may be small. At the start the lengths of all turns are read once; from then on those of one block are in
+    memory.
+
     Args:
-        windows: what is learnt from.
+        split: of a prepared corpus.
+        config: limits and dropouts.
+        context_turns: K.
         seed: of order, dropped contexts and words, and latent noise.
         noise_size: X, width of the noise: Z for each posterior sample.
+        block_turns: about how many turns a block has; it ends where a dialogue does.
+
+    Attributes:
+        windows: of the block in hand.
+        turns: windows of an epoch.
+        tokens: of an epoch, end marks included.
+        left_out: turns of the split that are too long for a target.
+        batches_per_epoch: steps of an epoch.
+
+    Raises:
+        ConfigError: a segment can be longer than a batch.
+        DataError: no turn of the split is short enough to be a target.
     """
 
-    def __init__(self, windows: Windows, seed: int, noise_size: int) -> None:
-        self.windows, self.seed, self.noise_size = windows, seed, noise_size
-        self._epoch, self._plan = -1, [np.zeros(0, np.int64)]
+    def __init__(
+        self,
+        split: Split,
+        config: BatchConfig,
+        context_turns: int,
+        seed: int,
+        noise_size: int,
+        *,
+        block_turns: int = _BLOCK_TURNS,
+    ) -> None:
+        self.config, self.context_turns, self.seed, self.noise_size = config, context_turns, seed, noise_size
+        pieces = _cut(split, block_turns)
+        counts = [_targets(block.turns, config.max_turn_tokens) for block in pieces]
+        self.turns, self.tokens = (sum(values) for values in zip(*counts, strict=True))
+        self.left_out = len(split.turns) - 1 - self.turns
+        self._blocks = [block for block, (turns, _) in zip(pieces, counts, strict=True) if turns] or pieces[:1]
+        self._steps = np.array([-(-tokens // config.tokens) for turns, tokens in counts if turns])
+        self.batches_per_epoch = int(self._steps.sum())
+        self.windows = Windows(self._blocks[0].opened(), config, context_turns)
+        self._block, self._first_step = 0, 0
+        self._plan: list[np.ndarray] = []
 
     def windows_of(self, step: int) -> np.ndarray:
-        """[B], which windows are learnt from in `step`."""
-        epoch, place = divmod(step, self.windows.batches_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._plan = epoch, self.windows.plan(np.random.default_rng([self.seed, 0, epoch]))
-        return self._plan[place]
+        """[B], which ones of `windows` are learnt from in `step`; opens their block."""
+        if not 0 <= step - self._first_step < len(self._plan):
+            self._open(step)
+        return self._plan[step - self._first_step]
+
+    def _open(self, step: int) -> None:
+        """Makes the block that `step` learns from the one in hand."""
+        epoch, place = divmod(step, self.batches_per_epoch)
+        order = np.random.default_rng([self.seed, 3, epoch]).permutation(len(self._blocks))
+        ends = np.cumsum(self._steps[order])
+        nth = int(np.searchsorted(ends, place, side="right"))
+        block = int(order[nth])
+        self._plan = []  # the old one goes before the new one comes
+        if block != self._block:
+            del self.windows
+            self.windows = Windows(self._blocks[block].opened(), self.config, self.context_turns)
+            self._block = block
+        self._plan = self.windows.plan(np.random.default_rng([self.seed, 0, epoch, block]))
+        self._first_step = step - place + int(ends[nth]) - len(self._plan)
+
+    def turns_of(self, step: int) -> np.ndarray:
+        """[B], the turns of the split that are learnt from in `step`."""
+        windows_B = self.windows_of(step)
+        turns_B: np.ndarray = self.windows.target_N[windows_B].astype(np.int64) + self._blocks[self._block].first_turn
+        return turns_B
 
     def size(self, step: int) -> tuple[int, int]:
         """Turns and target tokens (end marks included) of `step`."""
@@ -264,19 +368,24 @@ class TrainingBatches:
     def parts(self, step: int, count: int = 1, numbers: Iterable[int] | None = None) -> list[tuple[Batch, Tensor]]:
         """The batch of `step` in at most `count` parts, each with its latent noise [B, X]; `numbers`: those parts alone.
 
-        Whatever `count` is, a window meets the same noise and loses the same words. Part i of n is parts i and i + n of 2n.
+        The parts have the same number of tokens, to within a window's, and neighbours stay together, since they share the
+        turns they read. A part without a window is left out. Part i of n is parts 2i and 2i + 1 of 2n, and whatever `count`
+        is, a window meets the same noise and loses the same words.
         """
         windows_B = self.windows_of(step)
-        places_B = np.arange(len(windows_B))
-        return [
-            self._part(step, windows_B[i::count], places_B[i::count])
-            for i in (range(count) if numbers is None else numbers)
-            if i < len(windows_B)
-        ]
+        cost_B = self.windows.cost_N[windows_B]
+        middle_B = 2 * np.cumsum(cost_B, dtype=np.int64) - cost_B  # of each window, in halves
+        part_B = middle_B * count // (2 * int(cost_B.sum()))
+        found = []
+        for i in range(count) if numbers is None else numbers:
+            first, last = np.searchsorted(part_B, [i, i + 1])
+            if first < last:
+                found.append(self._part(step, windows_B[first:last], np.arange(first, last)))
+        return found
 
     def _part(self, step: int, windows_B: np.ndarray, places_B: np.ndarray) -> tuple[Batch, Tensor]:
         """Windows that stand at `places_B` of the batch; what is drawn for one hangs on its place alone."""
-        config, K, key = self.windows.config, self.windows.context_turns, (self.seed, 1, step)
+        config, K, key = self.config, self.context_turns, (self.seed, 1, step)
         T = int(self.windows.cost_N[windows_B].max()) - 1
         kept_B = np.full(len(windows_B), K)
         if config.context_dropout:

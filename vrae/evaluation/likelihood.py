@@ -9,7 +9,6 @@ Shape legend: N turns, B turns of a batch, Z latent, X noise numbers of a draw o
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,7 +115,7 @@ def measure_turns(model: VRAE, windows: Windows, *, limit: int = 0, k: int = 0, 
             total=min(limit or len(windows), len(windows)), unit="turn", disable=None if progress and first() else True
         ) as bar,
     ):
-        for windows_B, batch in itertools.islice(windows.in_order(limit), rank(), None, world()):
+        for windows_B, batch in windows.in_order(limit, rank(), world()):
             parts.append(measure_batch(model, windows_B, batch.to(model.device), k=k, seed=seed))
             bar.update(len(windows_B))
     turns = join_turns(parts, model.config.latent_size)

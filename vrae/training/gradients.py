@@ -100,20 +100,21 @@ class Gradients:
         moved = []
         for parameter in self.parameters:
             parameter.grad = None
-        numbers = range(rank(), self.parts, world())
-        for i, (batch, noise_BX) in zip(numbers, self.batches.parts(step, self.parts, numbers), strict=False):
-            torch.manual_seed(mix(seed, step, i))  # dropout
-            noise_SBZ = noise_BX.view(len(noise_BX), *self.noise_shape).transpose(0, 1).to(self.device)
-            noise_SBZ = torch.zeros_like(noise_SBZ) if pretraining else noise_SBZ
-            with self._autocast():
-                loss, terms, inferred = objective(
-                    self.model, self.bag_of_words, batch.to(self.device), noise_SBZ, weight, self.config.objective
-                )
-            share = len(terms.distortion_B) / turns
-            (loss * share).backward()  # type: ignore[no-untyped-call]
-            with torch.no_grad():
-                nats += torch.stack((loss * (share * turns), terms.distortion_B.sum(), terms.rate_BZ.sum())).detach()
-                moved.append(offsets(inferred.posterior, inferred.prior))
+        mine = self.parts // world()
+        for i in range(rank() * mine, (rank() + 1) * mine):
+            for batch, noise_BX in self.batches.parts(step, self.parts, [i]):  # one, or none where windows are few
+                torch.manual_seed(mix(seed, step, i))  # dropout
+                noise_SBZ = noise_BX.view(len(noise_BX), *self.noise_shape).transpose(0, 1).to(self.device)
+                noise_SBZ = torch.zeros_like(noise_SBZ) if pretraining else noise_SBZ
+                with self._autocast():
+                    loss, terms, inferred = objective(
+                        self.model, self.bag_of_words, batch.to(self.device), noise_SBZ, weight, self.config.objective
+                    )
+                share = len(terms.distortion_B) / turns
+                (loss * share).backward()  # type: ignore[no-untyped-call]
+                with torch.no_grad():
+                    nats += torch.stack((loss * (share * turns), terms.distortion_B.sum(), terms.rate_BZ.sum())).detach()
+                    moved.append(offsets(inferred.posterior, inferred.prior))
         return nats, moved
 
     def _share(self) -> None:

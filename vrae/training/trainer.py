@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -107,14 +106,16 @@ def train(
         short = {"max_steps": 2, "validate_every": 2, "checkpoint_every": 2, "validation_turns": 64, "log_every": 1}
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, **short))  # type: ignore[arg-type]
     config = fit_to_corpus(config, corpus)
-    windows = {name: Windows(corpus[name], config.batches, config.model.context_turns) for name in ("train", "validation")}
+    noise_size = config.objective.importance_samples * config.model.latent_size
+    batches = TrainingBatches(corpus["train"], config.batches, config.model.context_turns, config.train.seed, noise_size)
+    validation = Windows(corpus["validation"], config.batches, config.model.context_turns)
     with processes():
         pick_device(config.train.device)  # refused before anything is written
         with by_first(open_run(config, corpus, run, resume=resume, overwrite=dry_run)), RunSignals() as signals:
             same("configuration", config)
             same("corpus", corpus.fingerprint)
             try:
-                return _Run(config, corpus, windows, run, resume, quiet).fit(signals)
+                return _Run(config, corpus, batches, validation, run, resume, quiet).fit(signals)
             except (InterruptedRunError, DivergenceError) as error:
                 if first():
                     raise
@@ -123,9 +124,16 @@ def train(
 
 class _Run:
     def __init__(
-        self, config: RunConfig, corpus: Corpus, windows: dict[str, Windows], run: Path, resume: bool, quiet: bool
+        self,
+        config: RunConfig,
+        corpus: Corpus,
+        batches: TrainingBatches,
+        validation: Windows,
+        run: Path,
+        resume: bool,
+        quiet: bool,
     ) -> None:
-        self.config, self.corpus, self.run = config, corpus, run
+        self.config, self.corpus, self.run, self.batches, self.validation = config, corpus, run, batches, validation
         options = config.train
         if options.threads:
             torch.set_num_threads(options.threads)
@@ -137,9 +145,6 @@ class _Run:
         self.model = VRAE(config.model).to(self.device)
         self.bag_of_words = BagOfWords(config.model).to(self.device) if config.objective.bag_of_words else None
         self.optimizer = make_optimizer(self.model, self.bag_of_words, options)
-        self.windows, self.validation = windows["train"], windows["validation"]
-        noise_size = config.objective.importance_samples * config.model.latent_size
-        self.batches = TrainingBatches(self.windows, options.seed, noise_size)
         self.gradients = Gradients(self.model, self.bag_of_words, self.batches, config, self.device, self.precision)
         self.checkpoints = Checkpoints(run, options.keep_last, self.bag_of_words)
         self.progress = Progress()
@@ -157,7 +162,7 @@ class _Run:
             self.monitor.warn(f"{line}; going on from step {self.progress.step}")
         self.active = ActiveUnits(config.model.latent_size, self.progress.active)
         self.phase = AggressivePhase(**self.progress.aggressive or {"over": not config.objective.aggressive})
-        self.watch = Watch(run, self.monitor, self.windows.split, corpus.tokenizer, LossLevel(**self.progress.level))
+        self.watch = Watch(run, self.monitor, corpus["train"], corpus.tokenizer, LossLevel(**self.progress.level))
         same("state", self.progress)
 
     def fit(self, signals: RunSignals) -> Result:
@@ -165,9 +170,9 @@ class _Run:
         options, progress, say = self.config.train, self.progress, self.monitor.say
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         say(
-            f"{parameters:,} parameters on {self.device} ({self.precision}); {len(self.windows):,} turns, "
-            f"{self.windows.tokens:,} tokens, {self.windows.batches_per_epoch:,} steps an epoch; "
-            f"{self.windows.left_out:,} turns of more than {self.config.batches.max_turn_tokens} tokens left out"
+            f"{parameters:,} parameters on {self.device} ({self.precision}); {self.batches.turns:,} turns, "
+            f"{self.batches.tokens:,} tokens, {self.batches.batches_per_epoch:,} steps an epoch; "
+            f"{self.batches.left_out:,} turns of more than {self.config.batches.max_turn_tokens} tokens left out"
         )
         self.started, bound = time.monotonic() - 60 * progress.minutes, None
         try:
@@ -259,10 +264,10 @@ class _Run:
                 self.active.add(offsets_BZ)
             if not pretraining:
                 self._steer(nats, nats_rate, turns, tokens)
-            self.watch.finite(progress.step, nats / tokens, self._turns(step))
+            self.watch.finite(progress.step, nats / tokens, self.batches.turns_of(step))
         else:
             progress.skipped += 1
-            self.watch.not_finite(progress.step, progress.skipped, self._turns(step))
+            self.watch.not_finite(progress.step, progress.skipped, self.batches.turns_of(step))
         progress.tokens += tokens
         for key, value in {
             "turns": turns if finite else 0,
@@ -281,11 +286,6 @@ class _Run:
         if config.target_rate and step >= config.pretrain_steps:
             return min(self.progress.kl_weight, config.beta)
         return kl_weight(step, config)
-
-    def _turns(self, step: int) -> np.ndarray:
-        """The numbers, in the split, of the turns that the step in hand learns from."""
-        turns_B: np.ndarray = self.windows.target_N[self.batches.windows_of(step)]
-        return turns_B
 
     def _steer(self, loss: float, rate: float, turns: int, tokens: int) -> None:
         """What reacts to a step: the rate's controller, and whose turn it is in an aggressive phase. Sums over the batch."""
@@ -329,7 +329,7 @@ class _Run:
         self.monitor.metrics(
             {
                 "step": progress.step,
-                "epoch": round(progress.step / self.windows.batches_per_epoch, 4),
+                "epoch": round(progress.step / self.batches.batches_per_epoch, 4),
                 "split": "train",
                 "elbo": -(distortion + rate),
                 "rate": rate,
@@ -362,7 +362,7 @@ class _Run:
         self.monitor.metrics(
             {
                 "step": progress.step,
-                "epoch": round(progress.step / self.windows.batches_per_epoch, 4),
+                "epoch": round(progress.step / self.batches.batches_per_epoch, 4),
                 "split": "validation",
                 "elbo": bound.elbo,
                 "rate": bound.rate,

@@ -69,12 +69,13 @@ def bench(data: str = "", model: str = "", device: str = "auto", seconds: float 
             sizes = ModelConfig(hidden_size=_HIDDEN, context_size=_HIDDEN, context_turns=context_turns)
             return Step(RunConfig(model=sizes, batches=BatchConfig(tokens=8192), train=train), corpus)
 
+        kind = pick_device(device)
+        writer = Writer.trained(load(model, str(kind))) if model else Writer.fresh(corpus, kind)
         note("training against its matrix products")
         plain = step(0)
         rates = train_of_matmul(plain, seconds / 60)
         note("five context turns against one")
         k5_of_k1 = tokens_ratio(step(5), step(1), 2 * seconds / 60)
-        writer = Writer.trained(load(model, str(plain.device))) if model else Writer.fresh(corpus, plain.device)
         contexts = [[text] for text in _turns(corpus, _CONTEXTS)]
         note("replies to one context")
         respond_ms = writer.respond_ms(contexts[0], seconds / 2)
@@ -84,8 +85,8 @@ def bench(data: str = "", model: str = "", device: str = "auto", seconds: float 
         memory: MemoryRatios | None = None
         try:
             note("the same replies from a model of the size of GPT-2")
-            time_ratio = gpt2_time_ratio(Writer.fresh(corpus, plain.device), contexts[0], GPT2(plain.device), seconds)
-            memory = memory_ratios(writer.model.config, _TOKENS, _REPLIES) if plain.device.type == "cpu" else None
+            time_ratio = gpt2_time_ratio(Writer.fresh(corpus, kind), contexts[0], GPT2(kind), seconds)
+            memory = memory_ratios(writer.model.config, _TOKENS, _REPLIES) if kind.type == "cpu" else None
         except UserError as error:
             note(str(error))
         return {
@@ -97,7 +98,7 @@ def bench(data: str = "", model: str = "", device: str = "auto", seconds: float 
             "gpt2_time_ratio": time_ratio,
             "gpt2_memory_ratio": memory and memory.own,
             "gpt2_process_ratio": memory and memory.whole,
-            "device": str(plain.device),
+            "device": str(kind),
             "precision": plain.precision,
             "threads": torch.get_num_threads(),
         }

@@ -24,19 +24,23 @@ from vrae.model.vrae import VRAE
 
 
 class GPT2:
-    """GPT-2 small: 124 million parameters, in single precision.
+    """GPT-2 small, 124 million parameters in single precision, or another of the family.
+
+    Args:
+        device: where.
+        sizes: of `GPT2Config`, where they are not those of GPT-2 small.
 
     Raises:
         UserError: `transformers` is not installed.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, **sizes: int) -> None:
         try:
             from transformers import GPT2Config, GPT2LMHeadModel
         except ImportError:
             raise UserError("the comparison with GPT-2 needs transformers: pip install 'vrae[bench]'") from None
         torch.manual_seed(1)
-        self.model: Any = GPT2LMHeadModel(GPT2Config()).eval().to(device)
+        self.model: Any = GPT2LMHeadModel(GPT2Config(**sizes)).eval().to(device)
         self.model.generation_config.eos_token_id = None  # every reply has as many tokens as are asked for
         self.model.generation_config.pad_token_id = 0
 
@@ -58,7 +62,7 @@ class GPT2:
 class Memory(NamedTuple):
     """Bytes in memory."""
 
-    libraries: int  # once they are imported
+    libraries: int  # once they are imported, and have served a tiny model
     most: int  # at any time
 
 
@@ -98,11 +102,12 @@ def _measure(config: dict[str, Any] | None, tokens: int, replies: int, threads: 
     """Of GPT-2, or of a model of `config`; in a process that has done nothing else."""
     torch.set_num_threads(threads)
     if config is None:
-        import transformers.models.gpt2.modeling_gpt2  # noqa: F401 (a library, not the model's memory)
-
+        GPT2(torch.device("cpu"), n_embd=12, n_layer=1, vocab_size=100).write(_READ, replies, tokens)
         libraries = _status("VmRSS")
         GPT2(torch.device("cpu")).write(_READ, replies, tokens)
     else:
+        tiny = dict(vocab_size=100, embedding_size=8, hidden_size=8, context_size=8)
+        _write(VRAE(ModelConfig(**{**config, **tiny})).eval(), tokens, replies)
         libraries = _status("VmRSS")
         _write(VRAE(ModelConfig(**config)).eval(), tokens, replies)
     return Memory(libraries, _status("VmHWM"))

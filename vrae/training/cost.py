@@ -5,6 +5,7 @@ Shape legend: P tokens, b texts that reach a step of a GRU.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -104,7 +105,7 @@ def repeated(model: VRAE, batch: Batch) -> int:
 class Products:
     """The matrix products of a step and nothing else, on random numbers: the rate that the step can reach.
 
-    Those of a layer that does not learn are made as `vrae.model.products` makes them, one after the other.
+    Those of layers that do not learn are made as `vrae.model.products` makes them, step after step.
 
     Args:
         layers: of the step.
@@ -114,7 +115,7 @@ class Products:
 
     def __init__(self, layers: list[Layer], dtype: torch.dtype, device: torch.device) -> None:
         self.work: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.forward: list[tuple[Tensor, Tensor, Tensor]] = []
+        forward: list[list[tuple[Tensor, Tensor, Tensor]]] = []
         self.operations = sum(layer.operations for layer in layers)
         for layer in layers:
             P = sum(layer.rows)
@@ -122,7 +123,7 @@ class Products:
                 continue
             inputs, matrix = (torch.randn(rows, layer.inputs, device=device).to(dtype) for rows in (P, layer.outputs))
             if not layer.learns:
-                self.forward += [(rows, matrix, matrix[:, 0].clone()) for rows in torch.split(inputs, layer.rows)]
+                forward.append([(rows, matrix, matrix[:, 0].clone()) for rows in torch.split(inputs, layer.rows)])
                 continue
             outputs = torch.randn(P, layer.outputs, device=device).to(dtype)
             results = torch.empty_like(inputs), torch.empty_like(outputs)
@@ -130,6 +131,7 @@ class Products:
             for one, other, to_one, to_other in zip(*by_step, strict=True):
                 self.work += [(one, matrix.t(), to_other), (other, matrix, to_one)]
             self.work.append((outputs.t(), inputs, torch.empty_like(matrix)))
+        self.forward = [product for step in itertools.zip_longest(*forward) for product in step if product]
 
     @torch.inference_mode()
     def run(self) -> None:

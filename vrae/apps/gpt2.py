@@ -6,6 +6,7 @@ Its weights are random, which serves for time and memory, and nothing is downloa
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -36,11 +37,11 @@ class GPT2:
 
     def __init__(self, device: torch.device, **sizes: int) -> None:
         try:
-            from transformers import GPT2Config, GPT2LMHeadModel
+            library: Any = importlib.import_module("transformers")
         except ImportError:
             raise UserError("the comparison with GPT-2 needs transformers: pip install 'vrae[bench]'") from None
         torch.manual_seed(1)
-        self.model: Any = GPT2LMHeadModel(GPT2Config(**sizes)).eval().to(device)
+        self.model = library.GPT2LMHeadModel(library.GPT2Config(**sizes)).eval().to(device)
         self.model.generation_config.eos_token_id = None  # every reply has as many tokens as are asked for
         self.model.generation_config.pad_token_id = 0
 

@@ -72,12 +72,10 @@ def _write(decoder: Decoder, state: DecoderState, noise_RT: Tensor, config: Deco
         going = ids != EOS
         if not going.all() or t == config.max_tokens - 1:
             texts_BT[rows], log_prob_B[rows] = written_RT, log_prob_R
-            rows, ids, written_RT, log_prob_R, noise_RT = (
-                each[going] for each in (rows, ids, written_RT, log_prob_R, noise_RT)
-            )
+            rows, ids, state = rows[going], ids[going], state.select(going)
+            written_RT, log_prob_R, noise_RT = written_RT[going], log_prob_R[going], noise_RT[going]
             if not len(rows):
                 break
-            state = state.select(going)
     texts = zip(texts_BT.tolist(), log_prob_B.tolist(), strict=True)
     return [Decoded(ids[: ids.index(EOS)], p, True) if EOS in ids else Decoded(ids, p, False) for ids, p in texts]
 

@@ -22,7 +22,7 @@ def linear(inputs_BX: Tensor, weight_YX: Tensor, bias_Y: Tensor) -> Tensor:
     return product_BY
 
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
 
 
 def step_gru(gru: nn.GRU, inputs_BX: Tensor, state_LBH: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,11 +30,11 @@ def step_gru(gru: nn.GRU, inputs_BX: Tensor, state_LBH: Tensor) -> tuple[Tensor,
 
     r, u = sigmoid(a_r, a_u)      n = tanh(a_n + r m)      h' = n + u (h - n)      a = V x + b, and W h + b but for n's part m
     """
-    states = []
+    states, sizes = [], [2 * gru.hidden_size, gru.hidden_size]
     for layer, h_BH in enumerate(state_LBH):
         w_in, w_state, b_in, b_state = (getattr(gru, f"{name}_l{layer}") for name in _PARAMETERS)
-        a_ru, a_n = linear(inputs_BX, w_in, b_in).split([2 * gru.hidden_size, gru.hidden_size], 1)
-        m_ru, m = linear(h_BH, w_state, b_state).split([2 * gru.hidden_size, gru.hidden_size], 1)
+        a_ru, a_n = torch.split(linear(inputs_BX, w_in, b_in), sizes, 1)
+        m_ru, m = torch.split(linear(h_BH, w_state, b_state), sizes, 1)
         r, u = torch.sigmoid(a_ru + m_ru).chunk(2, 1)
         n = torch.addcmul(a_n, r, m).mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, in a quarter of its time
         inputs_BX = torch.lerp(n, h_BH, u)

@@ -75,7 +75,8 @@ def writing_layers(model: VRAE, batch: Batch, texts: list[list[int]]) -> list[La
     """
     config, decoder = model.config, model.decoder
     some_S = batch.context_lengths_B > 0
-    read = torch.cat([turns[:n] for turns, n in zip(batch.context_BK.cpu(), batch.context_lengths_B, strict=True)]).unique()
+    lengths = batch.context_lengths_B.tolist()
+    read = sorted({turn for turns, n in zip(batch.context_BK.tolist(), lengths, strict=True) for turn in turns[:n]})
     found = _gru("turn encoder", model.turn_encoder.gru, batch.turn_lengths_N[read])
     found += _gru("context encoder", model.context_encoder.gru, batch.context_lengths_B[some_S])
     started, sizes = [len(lengths) for lengths in texts], [sum(n > t for n in some) for some in texts for t in range(max(some))]
@@ -87,7 +88,9 @@ def writing_layers(model: VRAE, batch: Batch, texts: list[list[int]]) -> list[La
         for matrix in module.parameters()
         if matrix.ndim == 2
     ]
-    per_token = [(name, matrix) for name, matrix in decoder.gru.named_parameters() if matrix.ndim == 2]
+    per_token: list[tuple[str, Tensor]] = [
+        (name, matrix) for name, matrix in decoder.gru.named_parameters() if matrix.ndim == 2
+    ]
     per_token += [("project", decoder.project.weight), ("output", decoder.out.weight)]
     found += [Layer(f"decoder, {name}", len(matrix), matrix.shape[1], sizes) for name, matrix in per_token]
     return [layer._replace(learns=False) for layer in found]

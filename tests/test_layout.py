@@ -17,7 +17,7 @@ ORDER = {
     "": ["errors", "config", "files", "distributed"],
     "corpus": ["readers", "layouts", "sources", "cleaning", "tokenizer", "encoding", "prepared", "noise", "batches"],
     "model": [
-        *("dropout", "recurrence", "vocabulary"),
+        *("dropout", "products", "recurrence", "vocabulary"),
         *("gaussian", "mixture", "flow", "encoder", "decoder", "vrae", "bound", "folder"),
     ],
     "generation": [

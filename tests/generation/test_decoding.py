@@ -258,6 +258,35 @@ class TestDistribution:
             if config == replace(PLAIN, max_tokens=2):
                 assert math.exp(text.log_prob) == pytest.approx(expected[ids], rel=1e-9)
 
+    @pytest.mark.parametrize("config", [DecodingConfig(1.0, top_p=0.75), DecodingConfig(1.0, top_k=5)], ids=str)
+    def test_pieces_that_are_equally_probable_are_drawn_equally_often(self, config: DecodingConfig) -> None:
+        logits = torch.tensor([0.0, 0.0, 0.0, 1.0, -9.0, 1.0, 1.0, -9.0, 2.0])
+        expected = truncated(logits.tolist(), config)
+        drawn = choose(logits.expand(DRAWS, -1), nothing(DRAWS), uniform(DRAWS, 1)[:, 0], config)
+        counts = Counter(drawn.tolist())
+        assert counts.keys() <= {3, 5, 6, 8}
+        if config.top_k:
+            assert chi_square(counts, {3: expected[3], 5: expected[5], 6: expected[6], 8: expected[8]}) < CHI_SQUARE[4]
+        else:
+            assert len(counts) == 3  # two of the three that are equal reach it
+
+    def test_a_text_whose_first_pieces_do_not_reach_top_p_is_drawn_among_all_and_the_others_stay(self) -> None:
+        draw, config = torch.Generator().manual_seed(0), DecodingConfig(1.0, top_p=0.9)
+        logits = torch.randn(6, 3000, generator=draw).double() * torch.tensor([[0.1], [6.0], [1.0], [0.0], [3.0], [0.5]])
+        noise = torch.tensor([0.999, 0.5, 0.01, 0.7, 0.9, 0.3]).double()
+        together = choose(logits, nothing(6), noise, config).tolist()
+        assert together == [int(choose(logits[i : i + 1], nothing(1), noise[i : i + 1], config)) for i in range(6)]
+        for i, piece in enumerate(together):
+            if i == 3:  # all 2,997 are equally probable, and stand in the order of their numbers
+                assert piece == 3 + int(0.7 * math.ceil(0.9 * 2997))
+                continue
+            below = 0.0
+            for other, probability in truncated(logits[i].tolist(), config).items():
+                if below + probability > noise[i]:
+                    assert piece == other
+                    break
+                below += probability
+
     @pytest.mark.parametrize("config", [GREEDY, DecodingConfig(1.0, top_p=1.0), DecodingConfig(1.0, top_k=2)], ids=str)
     def test_pad_unk_and_bos_are_never_drawn_however_probable(self, config: DecodingConfig) -> None:
         model = decoder(pad=30.0, unk=30.0, bos=30.0)

@@ -9,9 +9,11 @@ import torch
 from conftest import random_windows, tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from vrae.config import ObjectiveConfig
+from vrae.config import DecodingConfig, ObjectiveConfig
 from vrae.corpus.batches import Window, collate
-from vrae.training.cost import Products, layers, repeated
+from vrae.corpus.tokenizer import EOS
+from vrae.generation.decoding import decode
+from vrae.training.cost import Products, layers, repeated, writing_layers
 from vrae.training.objective import objective
 
 MODELS: list[dict[str, Any]] = [
@@ -62,3 +64,39 @@ def test_turns_read_as_context_alone_are_repeated() -> None:
     assert repeated(model, batch) == all_of_it * 3 // (3 + 7)
     assert repeated(model, batch._replace(target_B=torch.tensor([0, 1]))) == 0
     assert repeated(tiny_model(), collate([Window([], two, [])], 0)) == 0
+
+
+@pytest.mark.parametrize("overrides", [some for some in MODELS if some.get("context_turns")], ids=str)
+def test_writing_is_what_torch_counts(overrides: dict[str, Any]) -> None:
+    model = tiny_model(**overrides)
+    with torch.no_grad():
+        model.decoder.out.bias[EOS] = 2.0
+    K, B, T = model.config.context_turns, 9, 12
+    batch = collate([window._replace(target=window.target[:0]) for window in random_windows(B, K)], K)
+    draw = torch.Generator().manual_seed(0)
+    z_BZ, noise_BT = torch.randn(B, model.config.latent_size, generator=draw).double(), torch.rand(B, T, generator=draw)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        _, context_BC = model.condition(batch)
+        state = model.decoder.start(z_BZ, context_BC)
+        texts = decode(model.decoder, state, noise_BT, DecodingConfig(1.0, max_tokens=T))
+    lengths = [len(text.ids) + text.finished for text in texts]
+    assert len(set(lengths)) > 2
+    found = writing_layers(model, batch, [lengths])
+    reading = [layer for layer in layers(model, batch) if layer.name.startswith("turn encoder")]
+    empty_targets = sum(2 * layer.outputs * layer.inputs * B for layer in reading)  # their end marks
+    assert sum(layer.operations for layer in found) + empty_targets == counter.get_total_flops()
+    products = Products(found, torch.float64, torch.device("cpu"))
+    with FlopCounterMode(display=False) as counter:
+        products.run()
+    assert products.operations == counter.get_total_flops()
+
+
+def test_writing_by_hand() -> None:
+    model = tiny_model(context_turns=1)  # E 5, H 6, C 7, Z 4, V 23
+    batch = collate([Window([torch.arange(4, 4 + n).numpy()], torch.arange(0).numpy(), [0]) for n in (2, 0)], 1)
+    found = {layer.name: layer for layer in writing_layers(model, batch, [[3, 1], [1]])}
+    assert found["turn encoder, state"].rows == [2, 1, 1]
+    assert found["context encoder, input"].rows == [2]
+    assert found["start"].rows == [2, 1]
+    assert found["decoder, output"].rows == [2, 1, 1, 1]
+    assert found["decoder, output"].operations == 2 * 5 * 23 * 5

@@ -243,6 +243,24 @@ def _group(values: Namespace, name: str, kind: type[Any]) -> Any:
     return kind(**settings)
 
 
+def _bench(values: Namespace) -> int:
+    import torch
+
+    from vrae.apps.bench import bench
+
+    if values.threads < 0:
+        raise UserError(f"--threads must be 0 or more. Got {values.threads}")
+    if values.threads:
+        torch.set_num_threads(values.threads)
+    found = bench(values.data, values.model, values.device)
+    if values.json:
+        _print_json(found)
+    else:
+        for name, value in found.items():
+            print(f"{name:<20} {value:.3g}" if isinstance(value, float) else f"{name:<20} {value}")
+    return 0
+
+
 def _info(values: Namespace) -> int:
     import platform
     from importlib import metadata
@@ -314,5 +332,6 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "data check": _data_check,
     "train": _train,
     **{name: _job(name) for name in JOBS},
+    "bench": _bench,
     "info": _info,
 }

@@ -136,6 +136,17 @@ def build_parser(chitchat: bool = False) -> ArgumentParser:
         )
     evaluate.add_argument("--quiet", action="store_true", help="no bar")
 
+    bench = add(
+        "bench",
+        "How fast training and writing are here: ratios to the machine's own rate of matrix products, and to GPT-2.",
+        "vrae bench --json",
+    )
+    bench.add_argument("--data", type=str, default="", help="a prepared corpus; default: chitchat, prepared for the occasion")
+    bench.add_argument("--model", type=str, default="", help="a model whose replies are timed; default: fresh weights")
+    bench.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    bench.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as torch chooses")
+    bench.add_argument("--json", action="store_true", help="print one JSON object")
+
     info = add("info", "Versions, devices and, with --model, what a model is.", "vrae info --json")
     info.add_argument("--model", type=str, default="", help="a model to describe")
     info.add_argument("--json", action="store_true", help="print one JSON object")

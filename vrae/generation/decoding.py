@@ -4,16 +4,18 @@ The randomness of a text is given beforehand, one number in [0, 1) per token, so
 own numbers and not on what else is decoded beside it. However a text was chosen, the log-probability that comes with it is the
 model's own: no temperature, no truncation, no penalty.
 
-Shape legend: B texts, T tokens, V vocabulary; in a beam search R texts that are searched for, W beams, X = R W hypotheses,
-J continuations looked at.
+Shape legend: B texts, R of them that are not at their end, T tokens, V vocabulary; in a beam search R texts that are searched
+for, W beams, X = R W hypotheses, J continuations or probabilities looked at.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import insort
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from vrae.corpus.tokenizer import BOS, EOS, PAD, UNK
 from vrae.generation.deadline import check_time
 from vrae.model.decoder import Decoder, DecoderState
 
-_ROWS = 256  # texts or hypotheses side by side, so that memory does not grow with their number
+ROWS = 256  # texts or hypotheses side by side, so that memory does not grow with their number
 _NEVER_TEXT = [PAD, UNK, BOS]
 _HEAD = 256  # most probable pieces that top-p looks among first
 _COLDEST = 1e-6  # a temperature below it would divide by zero in single precision
@@ -52,27 +54,29 @@ def decode(decoder: Decoder, state: DecoderState, noise_BT: Tensor | None, confi
     if noise_BT is None:
         assert config.temperature == 0, "sampling needs noise"
         noise_BT = state.condition_BE.new_zeros(len(state.condition_BE), config.max_tokens)
-    return [text for rows in _parts(state, _ROWS) for text in _write(decoder, state.select(rows), noise_BT[rows], config)]
+    return [text for rows in _parts(state, ROWS) for text in _write(decoder, state.select(rows), noise_BT[rows], config)]
 
 
-def _write(decoder: Decoder, state: DecoderState, noise_BT: Tensor, config: DecodingConfig) -> list[Decoded]:
-    rows = torch.arange(len(noise_BT), device=noise_BT.device)  # of the texts that have no end mark yet
-    log_prob_B = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    written_BT = torch.full((len(rows), config.max_tokens), EOS, device=rows.device)
+def _write(decoder: Decoder, state: DecoderState, noise_RT: Tensor, config: DecodingConfig) -> list[Decoded]:
+    rows = torch.arange(len(noise_RT), device=noise_RT.device)  # of the texts that have no end mark yet
+    written_RT = torch.full((len(rows), config.max_tokens), EOS, device=rows.device)
+    log_prob_R = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+    texts_BT, log_prob_B = torch.empty_like(written_RT), torch.empty_like(log_prob_R)
     ids = decoder.first_tokens(len(rows))
     for t in range(config.max_tokens):
         check_time()
-        logits_BV, state = decoder.step(ids, state)
-        ids = choose(logits_BV, written_BT[rows, :t], noise_BT[rows, t], config)
-        written_BT[rows, t] = ids
-        chosen_B1 = logits_BV.log_softmax(-1).gather(1, ids[:, None])
-        log_prob_B.index_add_(0, rows, chosen_B1[:, 0].double())
+        logits_RV, state = decoder.step(ids, state)
+        ids = choose(logits_RV, written_RT[:, :t], noise_RT[:, t], config)
+        written_RT[:, t] = ids
+        log_prob_R += logits_RV.log_softmax(-1).gather(1, ids[:, None])[:, 0]
         going = ids != EOS
-        if not going.all():
+        if not going.all() or t == config.max_tokens - 1:
+            texts_BT[rows], log_prob_B[rows] = written_RT, log_prob_R
             rows, ids, state = rows[going], ids[going], state.select(going)
+            written_RT, log_prob_R, noise_RT = written_RT[going], log_prob_R[going], noise_RT[going]
             if not len(rows):
                 break
-    texts = zip(written_BT.tolist(), log_prob_B.tolist(), strict=True)
+    texts = zip(texts_BT.tolist(), log_prob_B.tolist(), strict=True)
     return [Decoded(ids[: ids.index(EOS)], p, True) if EOS in ids else Decoded(ids, p, False) for ids, p in texts]
 
 
@@ -87,43 +91,73 @@ def choose(logits_BV: Tensor, written_BT: Tensor, noise_B: Tensor, config: Decod
         written_BT: the ids of each text so far; T may be 0.
         noise_B: uniform in [0, 1).
     """
-    logits_BV = _barred(_penalised(logits_BV, written_BT, config.repetition_penalty), written_BT, config.no_repeat_ngram)
+    logits_BV = _penalised(logits_BV, written_BT, config.repetition_penalty)
+    logits_BV = _barred(logits_BV / max(config.temperature or 1.0, _COLDEST), written_BT, config.no_repeat_ngram)
     if config.temperature == 0:
         return logits_BV.argmax(-1)
-    if not config.top_k and config.top_p == 1:  # there is nothing to sort
-        prob_BV = (logits_BV / max(config.temperature, _COLDEST)).softmax(-1)
-        if config.min_p:
-            prob_BV = prob_BV.masked_fill(prob_BV < config.min_p * prob_BV.amax(-1, keepdim=True), 0.0)
-        total_BV = prob_BV.cumsum(-1)
-        whole_B1 = total_BV[:, -1:]
-        below_B1 = torch.minimum(noise_B[:, None].to(total_BV.dtype) * whole_B1, whole_B1.nextafter(torch.zeros_like(whole_B1)))
-        return torch.searchsorted(total_BV, below_B1, right=True)[:, 0]
-    prob_BV, ids_BV = _highest(logits_BV / max(config.temperature, _COLDEST), config)
-    before_BV = prob_BV.cumsum(-1) - prob_BV
-    out_BV = (before_BV >= config.top_p) | (prob_BV < config.min_p * prob_BV[:, :1])
-    prob_BV = prob_BV.masked_fill(out_BV, 0.0)
-    prob_BV[:, 0].clamp_(min=torch.finfo(prob_BV.dtype).tiny)
-    total_BV = prob_BV.cumsum(-1)
-    # the first place whose cumulative probability exceeds the noise; never one of probability zero
-    place_B1 = torch.searchsorted(total_BV, noise_B[:, None].to(total_BV.dtype) * total_BV[:, -1:], right=True)
-    last_B1 = (prob_BV > 0).sum(-1, keepdim=True) - 1
-    return ids_BV.gather(1, torch.minimum(place_B1, last_B1))[:, 0]
-
-
-def _highest(logits_BV: Tensor, config: DecodingConfig) -> tuple[Tensor, Tensor]:
-    """The probabilities of the pieces that top-k leaves, and their ids, the highest first; without top-k, of all pieces, as far
-    as top-p can reach."""
-    V = logits_BV.shape[1]
     if config.top_k:
-        top_BV, ids_BV = logits_BV.topk(min(config.top_k, V))
-        return top_BV.softmax(-1), ids_BV
-    whole_B1 = logits_BV.logsumexp(-1, keepdim=True)
-    for count in (min(_HEAD, V), V):  # the first are nearly always enough, and cost a fraction of sorting all
-        top_BV, ids_BV = logits_BV.topk(count)
-        prob_BV = (top_BV - whole_B1).exp()
-        if bool((prob_BV.sum(-1) >= config.top_p).all()):
-            break
-    return prob_BV, ids_BV
+        high_BJ, piece_at = _highest(logits_BV, config.top_k)
+        return piece_at(_place(high_BJ.softmax(-1), noise_B, config))
+    prob_BV = logits_BV.softmax(-1)
+    if config.top_p < 1:
+        return _nucleus(prob_BV, noise_B, config)
+    if config.min_p:
+        prob_BV = prob_BV.masked_fill(prob_BV < config.min_p * prob_BV.amax(-1, keepdim=True), 0.0)
+    total_BV = prob_BV.cumsum(-1)
+    return _drawn(total_BV, total_BV[:, -1:], noise_B)
+
+
+def _nucleus(prob_BV: Tensor, noise_B: Tensor, config: DecodingConfig) -> Tensor:
+    """Draws by top-p. The first pieces nearly always reach it; a text whose do not is looked at again, with all pieces."""
+    high_BJ, piece_at = _highest(prob_BV, _HEAD)
+    ids_B = piece_at(_place(high_BJ, noise_B, config))
+    short_B = high_BJ.sum(-1) < config.top_p
+    if high_BJ.shape[1] < prob_BV.shape[1] and short_B.any():
+        high_BV, piece_at = _highest(prob_BV[short_B], prob_BV.shape[1])
+        ids_B[short_B] = piece_at(_place(high_BV, noise_B[short_B], config))
+    return ids_B
+
+
+def _place(prob_BJ: Tensor, noise_B: Tensor, config: DecodingConfig) -> Tensor:
+    """Draws by top-p and min-p among probabilities that stand the highest first: the place of one in each row."""
+    total_BJ = prob_BJ.cumsum(-1)
+    kept_B1 = (total_BJ < config.top_p).sum(-1, keepdim=True)  # the place of the last that is kept
+    if config.min_p:
+        kept_B1 = torch.minimum(kept_B1, (prob_BJ >= config.min_p * prob_BJ[:, :1]).sum(-1, keepdim=True) - 1)
+    return _drawn(total_BJ, total_BJ.gather(1, kept_B1.clamp_(max=total_BJ.shape[1] - 1)), noise_B)
+
+
+def _drawn(total_BJ: Tensor, whole_B1: Tensor, noise_B: Tensor) -> Tensor:
+    """The first place of each row whose cumulative weight exceeds the noise's share of the whole; never one of weight zero."""
+    below_B1 = torch.minimum(noise_B[:, None].to(whole_B1.dtype) * whole_B1, whole_B1.nextafter(torch.zeros_like(whole_B1)))
+    return torch.searchsorted(total_BJ, below_B1, right=True)[:, 0]
+
+
+def _highest(values_BV: Tensor, count: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The so many highest of each row, the highest first, and what tells which piece stands at a place, one of each row.
+
+    On a CPU numpy sorts the values alone, in a fraction of the time that torch takes to sort them with their places, and the
+    piece is looked up by its value.
+    """
+    count = min(count, values_BV.shape[1])
+    if values_BV.device.type != "cpu":
+        high_BJ, ids_BJ = values_BV.topk(count)
+        return high_BJ, lambda place_B: ids_BJ.gather(1, place_B[:, None])[:, 0]
+    values = values_BV.numpy()
+    high = np.partition(values, -count)[:, -count:] if count < values.shape[1] else values.copy()
+    high.sort()
+    high = high[:, ::-1].copy()
+
+    def piece_at(place_B: Tensor) -> Tensor:
+        rows, places = np.arange(len(high)), place_B.numpy()
+        chosen = high[rows, places]
+        found = values == chosen[:, None]
+        ids = found.argmax(1)
+        for row in np.flatnonzero((places > 0) & (chosen == high[rows, places - 1])):  # one of several that are equal
+            ids[row] = np.flatnonzero(found[row])[places[row] - (high[row] > chosen[row]).sum()]
+        return torch.from_numpy(ids)
+
+    return torch.from_numpy(high), piece_at
 
 
 @torch.inference_mode()
@@ -151,7 +185,7 @@ def beam_search(decoder: Decoder, state: DecoderState, config: DecodingConfig, n
     """
     n = n or config.beams
     assert 1 <= n <= config.beams, "more texts than beams"
-    parts = _parts(state, max(_ROWS // config.beams, 1))
+    parts = _parts(state, max(ROWS // config.beams, 1))
     return [texts for rows in parts for texts in _search(decoder, state.select(rows), config, n)]
 
 
@@ -211,7 +245,7 @@ def _continue(
     rank_XV = own_XV = logits_XV.log_softmax(-1)
     if config.repetition_penalty > 1:
         rank_XV = _penalised(logits_XV, written_XT, config.repetition_penalty).log_softmax(-1)
-    total_XV = score_X[:, None] + _barred(rank_XV, written_XT, config.no_repeat_ngram)
+    total_XV = _barred(score_X[:, None] + rank_XV, written_XT, config.no_repeat_ngram)
     X, V = total_XV.shape
     score_RJ, place_RJ = total_XV.view(R, -1).topk(min(2 * config.beams, X // R * V))
     first_R1 = torch.arange(0, X, X // R, device=score_X.device)[:, None]
@@ -228,8 +262,7 @@ def _penalised(logits_BV: Tensor, written_BT: Tensor, penalty: float) -> Tensor:
 
 
 def _barred(values_BV: Tensor, written_BT: Tensor, ngram: int) -> Tensor:
-    """A copy with -inf at pad, unk and bos, and at each piece that would complete an n-gram that stands in the text."""
-    values_BV = values_BV.clone()
+    """Writes -inf at pad, unk and bos, and at each piece that would complete an n-gram that stands in the text."""
     values_BV[:, _NEVER_TEXT] = -torch.inf
     T = written_BT.shape[1]
     if 0 < ngram <= T:

@@ -17,6 +17,7 @@ from vrae.config import ModelConfig
 from vrae.corpus.tokenizer import BOS
 from vrae.model.dropout import Dropout
 from vrae.model.encoder import like, pack
+from vrae.model.products import linear, step_gru
 from vrae.model.recurrence import run_gru
 from vrae.model.vocabulary import log_likelihood
 
@@ -75,19 +76,18 @@ class Decoder(nn.Module):
         return DecoderState(condition_BE, skip_BE, state_LBH)
 
     def step(self, ids_B: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Reads one token of each text: logits [B, V] of the next, and the state after it."""
+        """Reads one token of each text: logits [B, V] of the next, and the state after it. In eval mode."""
         inputs_BE = self.dropout(self.embedding(ids_B)) + state.condition_BE
-        states_1BH, state_LBH = self.gru(inputs_BE[None], state.state_LBH)
-        return self.logits(states_1BH[0], state.skip_BE), state._replace(state_LBH=state_LBH)
+        states_BH, state_LBH = step_gru(self.gru, inputs_BE, state.state_LBH)
+        return self.logits(states_BH, state.skip_BE), state._replace(state_LBH=state_LBH)
 
     def logits(self, states_PH: Tensor, skip_PE: Tensor) -> Tensor:
         """[P, H] states and what is added to their projection, to [P, V] logits."""
-        logits_PV: Tensor = self.out(self._features(states_PH, skip_PE))
-        return logits_PV
+        return linear(self._features(states_PH, skip_PE), self.out.weight, self.out.bias)
 
     def _features(self, states_PH: Tensor, skip_PE: Tensor) -> Tensor:
         """[P, E], what the output layer reads."""
-        features_PE: Tensor = self.dropout(self.project(states_PH) + skip_PE)
+        features_PE: Tensor = self.dropout(linear(states_PH, self.project.weight, self.project.bias) + skip_PE)
         return features_PE
 
     def log_prob(self, inputs_BT: Tensor, targets_BT: Tensor, lengths_B: Tensor, state: DecoderState) -> Tensor:

@@ -1,16 +1,18 @@
-"""What a training step has to multiply: the floor under its time.
+"""What a training step, and writing, have to multiply: the floor under their time.
 
 Shape legend: P tokens, b texts that reach a step of a GRU.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vrae.corpus.batches import Batch
+from vrae.model.products import linear
 from vrae.model.vrae import VRAE
 
 
@@ -21,12 +23,13 @@ class Layer(NamedTuple):
     outputs: int
     inputs: int
     rows: list[int]  # of each product: the next one needs the result of the one before
+    learns: bool = True
 
     @property
     def operations(self) -> int:
-        """Additions and multiplications of a step: 2 * outputs * inputs for each row, forward; as many again for the gradient
-        at the rows, and for that at the matrix."""
-        return 6 * self.outputs * self.inputs * sum(self.rows)
+        """Additions and multiplications: 2 * outputs * inputs for each row, forward; where the model learns, as many again for
+        the gradient at the rows, and for that at the matrix."""
+        return (6 if self.learns else 2) * self.outputs * self.inputs * sum(self.rows)
 
 
 def layers(model: VRAE, batch: Batch) -> list[Layer]:
@@ -59,6 +62,40 @@ def layers(model: VRAE, batch: Batch) -> list[Layer]:
     return found
 
 
+def writing_layers(model: VRAE, batch: Batch, texts: list[list[int]]) -> list[Layer]:
+    """All matrices, and the rows that pass through them when texts are written in reply to the contexts of `batch`.
+
+    Each distinct turn of a context is read once, end mark included; a text passes through the decoder and the output layer once
+    for each of its tokens, the end mark being one.
+
+    Args:
+        model: of context_turns >= 1.
+        batch: the contexts; its targets are not counted.
+        texts: the tokens of each text, end mark included, of those that are written side by side.
+    """
+    config, decoder = model.config, model.decoder
+    some_S = batch.context_lengths_B > 0
+    lengths = batch.context_lengths_B.tolist()
+    read = sorted({turn for turns, n in zip(batch.context_BK.tolist(), lengths, strict=True) for turn in turns[:n]})
+    found = _gru("turn encoder", model.turn_encoder.gru, batch.turn_lengths_N[read])
+    found += _gru("context encoder", model.context_encoder.gru, batch.context_lengths_B[some_S])
+    started, sizes = [len(lengths) for lengths in texts], [sum(n > t for n in some) for some in texts for t in range(max(some))]
+    one_row = [("prior", model.prior, [len(batch.target_B)]), ("start", decoder.start_state, started)]
+    one_row += [("start", decoder.condition, started)] + ([("start", decoder.skip, started)] if config.skip_latent else [])
+    found += [
+        Layer(name, len(matrix), matrix.shape[1], rows)
+        for name, module, rows in one_row
+        for matrix in module.parameters()
+        if matrix.ndim == 2
+    ]
+    per_token: list[tuple[str, Tensor]] = [
+        (name, matrix) for name, matrix in decoder.gru.named_parameters() if matrix.ndim == 2
+    ]
+    per_token += [("project", decoder.project.weight), ("output", decoder.out.weight)]
+    found += [Layer(f"decoder, {name}", len(matrix), matrix.shape[1], sizes) for name, matrix in per_token]
+    return [layer._replace(learns=False) for layer in found]
+
+
 def repeated(model: VRAE, batch: Batch) -> int:
     """Operations on turns that the batch reads as context alone: the batch that learns to say them reads them too."""
     if not model.config.context_turns:
@@ -71,6 +108,8 @@ def repeated(model: VRAE, batch: Batch) -> int:
 class Products:
     """The matrix products of a step and nothing else, on random numbers: the rate that the step can reach.
 
+    Those of layers that do not learn are made as `vrae.model.products` makes them, step after step.
+
     Args:
         layers: of the step.
         dtype: of the numbers.
@@ -79,24 +118,30 @@ class Products:
 
     def __init__(self, layers: list[Layer], dtype: torch.dtype, device: torch.device) -> None:
         self.work: list[tuple[Tensor, Tensor, Tensor]] = []
+        forward: list[list[tuple[Tensor, Tensor, Tensor]]] = []
         self.operations = sum(layer.operations for layer in layers)
         for layer in layers:
             P = sum(layer.rows)
             if not P * layer.inputs * layer.outputs:
                 continue
-            inputs, outputs, matrix = (
-                torch.randn(rows, columns, device=device).to(dtype)
-                for rows, columns in ((P, layer.inputs), (P, layer.outputs), (layer.outputs, layer.inputs))
-            )
+            inputs, matrix = (torch.randn(rows, layer.inputs, device=device).to(dtype) for rows in (P, layer.outputs))
+            if not layer.learns:
+                forward.append([(rows, matrix, matrix[:, 0].clone()) for rows in torch.split(inputs, layer.rows)])
+                continue
+            outputs = torch.randn(P, layer.outputs, device=device).to(dtype)
             results = torch.empty_like(inputs), torch.empty_like(outputs)
             by_step = (torch.split(values, layer.rows) for values in (inputs, outputs, *results))
             for one, other, to_one, to_other in zip(*by_step, strict=True):
                 self.work += [(one, matrix.t(), to_other), (other, matrix, to_one)]
             self.work.append((outputs.t(), inputs, torch.empty_like(matrix)))
+        self.forward = [product for step in itertools.zip_longest(*forward) for product in step if product]
 
+    @torch.inference_mode()
     def run(self) -> None:
         for left, right, result in self.work:
             torch.mm(left, right, out=result)
+        for rows, matrix, bias in self.forward:
+            linear(rows, matrix, bias)
 
 
 def _gru(name: str, gru: nn.GRU, lengths_N: Tensor) -> list[Layer]:

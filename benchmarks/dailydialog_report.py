@@ -1,0 +1,303 @@
+"""report.md and report.png of the records of dailydialog.py: nothing in them is typed by hand but the published figures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dailydialog_baselines import BANDS, BASELINES
+from dailydialog_protocol import Records
+
+from vrae.apps.picture import BLUE, GREY, ORANGE, VERMILION, picture
+from vrae.evaluation.bleu import method7_bleu
+
+RESERVATION = (
+    "*Published*: the DailyDialog table of Gu et al. 2019 (DialogWAE), recalled from the literature and not checked against "
+    "the paper; their precision, recall and F1 fit together. Vocabulary, version of NLTK and decoding of each row are theirs."
+)
+METRIC = """\
+## What the metric is worth
+
+Legacy BLEU is that of n-grams up to 3 whose precisions are smoothed by `method7`, the end mark being a word. Three of its
+properties decide such a table.
+
+1. A reply that shares no word with the true one scores about a third, not 0: both end, which is one word shared, and an order
+   without a match is given the precision 1 / (i + 5 / ln T), i = 1, 2, which grows with the length T:
+
+{nothing}
+
+2. That is more than most real matches are worth. One pair of words right in a reply of 20 is a precision of 1/20, where none
+   right counts as 0.37: sharing a first pair of words *lowers* the score of a reply of five words or more. What is left to
+   win are single words, which common words and marks give to any text.
+3. The brevity penalty falls on replies shorter than the true one, and nothing falls on longer ones. Their only cost is in the
+   precision of single words.
+
+So the metric rewards length before all else, then common words; a context need not be read. Random turns of the training
+dialogues, by their length:
+
+{bands}
+
+The published rows with the highest F1 have long replies too ({long}); the true ones have {true}. So beside a
+model stands what its lengths alone are worth (`lengths alone`): a random training turn of as many words in the place of each
+reply. Only what is above that comes from what the replies say. `standard` (sacreBLEU, bounded by 1) tells more, but is low for
+all: of many replies that fit, one is the true one.
+"""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of Gu et al. 2019."""
+
+    name: str
+    precision: float
+    recall: float
+    inter_1: float
+    inter_2: float
+    intra_1: float
+    intra_2: float
+    words: float
+
+    @property
+    def f1(self) -> float:
+        return 2 * self.precision * self.recall / (self.precision + self.recall)
+
+
+PUBLISHED = [
+    Published("HRED", 0.232, 0.232, 0.093, 0.097, 0.935, 0.969, 10.1),
+    Published("SeqGAN", 0.270, 0.270, 0.075, 0.081, 0.747, 0.806, 15.1),
+    Published("CVAE", 0.222, 0.265, 0.177, 0.222, 0.938, 0.973, 10.0),
+    Published("CVAE-BOW", 0.224, 0.256, 0.165, 0.206, 0.949, 0.976, 9.8),
+    Published("CVAE-CO", 0.244, 0.259, 0.106, 0.126, 0.821, 0.911, 11.2),
+    Published("VHRED", 0.260, 0.271, 0.071, 0.089, 0.633, 0.771, 12.7),
+    Published("VHCR", 0.266, 0.289, 0.105, 0.129, 0.768, 0.814, 16.9),
+    Published("DialogWAE", 0.278, 0.341, 0.327, 0.583, 0.830, 0.940, 18.5),
+    Published("DialogWAE-GMP", 0.286, 0.372, 0.313, 0.597, 0.754, 0.892, 24.1),
+]
+GOAL = {"F1": 0.323, "recall": 0.372, "inter-1": 0.33, "inter-2": 0.60}
+
+
+class Row(NamedTuple):
+    """The records of one system under one rule, a record for each seed."""
+
+    system: str
+    rule: str  # papers, chosen, or empty for a baseline
+    records: Sequence[dict[str, Any]]
+
+    @property
+    def setting(self) -> str:
+        """In words; all that were chosen, where the seeds disagree."""
+        return "; ".join(dict.fromkeys(record["setting"] for record in self.records))
+
+    def values(self, *path: str) -> list[float]:
+        """One figure of each record; none where a record lacks it."""
+        found: list[Any] = list(self.records)
+        for key in path:
+            found = [value[key] for value in found if key in value]
+        return found
+
+    def mean(self, *path: str) -> float:
+        return statistics.fmean(self.values(*path))
+
+    def cell(self, *path: str, factor: float = 1, decimals: int = 3) -> str:
+        """Mean and standard deviation over seeds."""
+        values = [factor * value for value in self.values(*path)]
+        if not values:
+            return "-"
+        spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+        return f"{statistics.fmean(values):.{decimals}f}{spread}"
+
+
+COLUMNS: dict[str, tuple[tuple[str, ...], int, int]] = {  # heading: where in a record, factor, decimals
+    "precision": (("bleu", "legacy", "precision"), 1, 3),
+    "recall": (("bleu", "legacy", "recall"), 1, 3),
+    "F1": (("bleu", "legacy", "f1"), 1, 3),
+    "inter-1": (("inter_1",), 1, 3),
+    "inter-2": (("inter_2",), 1, 3),
+    "intra-1": (("intra_1",), 1, 3),
+    "intra-2": (("intra_2",), 1, 3),
+    "words": (("words",), 1, 1),
+    "standard P": (("bleu", "standard", "precision"), 100, 2),
+    "standard R": (("bleu", "standard", "recall"), 100, 2),
+    "standard F1": (("bleu", "standard", "f1"), 100, 2),
+    "lengths alone F1": (("lengths_alone", "bleu", "legacy", "f1"), 1, 3),
+    "lengths alone standard F1": (("lengths_alone", "bleu", "standard", "f1"), 100, 2),
+    "unseen F1": (("unseen", "bleu", "legacy", "f1"), 1, 3),
+    "unseen standard F1": (("unseen", "bleu", "standard", "f1"), 100, 2),
+}
+
+
+def rows_of(records: Iterable[dict[str, Any]]) -> list[Row]:
+    """Test records as rows: of a model the papers' setting and the chosen one; one row where they are always the same."""
+    found: list[Row] = []
+    by_system: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        by_system.setdefault(record["system"], []).append(record)
+    for system, some in by_system.items():
+        if system in BASELINES:
+            found.append(Row(system, "", some))
+            continue
+        papers, chosen = [r for r in some if r["setting"] == "greedy"], [r for r in some if r["chosen"]]
+        if papers != chosen and papers:
+            found.append(Row(system, "papers", papers))
+        if chosen:
+            found.append(Row(system, "chosen", chosen))
+    return found
+
+
+def reaches(row: Row) -> bool:
+    """Whether the means over seeds are above all of GOAL."""
+    return all(row.mean(*COLUMNS[name][0]) > least for name, least in GOAL.items())
+
+
+def write_report(records: Records, out: Path) -> None:
+    """report.md, and where there is a row, report.png."""
+    rows = rows_of(records.all("test"))
+    models, baselines = [row for row in rows if row.rule], [row for row in rows if not row.rule]
+    best = [f"{row.system} ({row.setting})" if row.rule else row.system for row in rows if reaches(row)]
+    lines = ["# DailyDialog", "", *_protocols(rows), RESERVATION, "", *_header("system", "setting", "seeds", *COLUMNS)]
+    for p in PUBLISHED:
+        figures = (p.precision, p.recall, p.f1, p.inter_1, p.inter_2, p.intra_1, p.intra_2)
+        lines.append(_line(f"*{p.name}, published*", "", "", *(f"{v:.3f}" for v in figures), f"{p.words:.1f}", *["-"] * 7))
+    for row in [*models, *baselines]:
+        cells = (row.cell(*path, factor=factor, decimals=decimals) for path, factor, decimals in COLUMNS.values())
+        setting = f"{row.rule}: {row.setting}" if row.rule else "no model"
+        lines.append(_line(row.system, setting, str(len(row.records)), *cells))
+    goal = ", ".join(f"{name} {least:g}" for name, least in GOAL.items())
+    lines += [
+        "",
+        f"Above {goal} at once: {', '.join(best) or 'none'}.",
+        "",
+        "![legacy and standard F1 by length](report.png)",
+        "",
+    ]
+    lines += [METRIC.format(nothing="\n".join(_nothing()), bands="\n".join(_bands(baselines)), long=_long(), true=_true(rows))]
+    lines += [*_training(records.all("training")), "", *_grid(records.all("validation")), "", *_examples(rows)]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if rows:
+        _draw(models, baselines, out / "report.png")
+
+
+def _protocols(rows: Sequence[Row]) -> list[str]:
+    """What each protocol is, and on how many contexts."""
+    records = [record for row in rows for record in row.records]
+    if not records:
+        return []
+    contexts = sorted({(r["contexts"], r.get("unseen", {}).get("contexts", 0)) for r in records})
+    of = "; ".join(f"{all_:,} contexts, {unseen:,} of them unseen" for all_, unseen in contexts)
+    stated = [figures["statement"].split("; contexts:")[0] for figures in records[0]["bleu"].values()]
+    text = "Mean ± standard deviation over seeds. `unseen`: where the reply does not follow the same turn in training too."
+    return [f"Ten replies to each of {of}. Standard BLEU in percent. {text}", "", *(f"- {one}" for one in stated), ""]
+
+
+def _nothing() -> list[str]:
+    """What a reply scores that shares nothing with a true reply that is not longer."""
+    lengths = (3, 6, 11, 16, 21, 26, 31, 39)  # with the end mark
+    scores = [method7_bleu(["a", "/"], [*["b"] * (T - 1), "/"], "legacy") for T in lengths]
+    heading = _header("words of a reply that shares none", *(str(T - 1) for T in lengths))
+    return [f"   {line}" for line in (*heading, _line("legacy BLEU", *(f"{score:.3f}" for score in scores)))]
+
+
+def _bands(baselines: Sequence[Row]) -> list[str]:
+    """The random replies by their length."""
+    names = ("precision", "recall", "F1", "inter-1", "inter-2", "standard F1")
+    lines = _header("words", *names)
+    found = {row.system: row for row in baselines}
+    for least, most in BANDS:
+        if row := found.get(f"random-{least}-{most}"):
+            cells = (row.cell(*path, factor=factor, decimals=d) for path, factor, d in (COLUMNS[name] for name in names))
+            lines.append(_line(f"{least} to {most}", *cells))
+    return lines
+
+
+def _long() -> str:
+    best = sorted(PUBLISHED, key=lambda p: -p.f1)[:2]
+    return ", ".join(f"{p.name}: {p.words:g} words" for p in best)
+
+
+def _true(rows: Sequence[Row]) -> str:
+    return rows[0].cell("reference_words", decimals=1) if rows else "-"
+
+
+def _training(records: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [
+        "## Training",
+        "",
+        "Validation, nats per turn.",
+        "",
+        *_header("system", "seed", "steps", "minutes", "-elbo", "rate", "active units"),
+    ]
+    for r in records:
+        active = f"{r['active_units']} of {r['config']['model']['latent_size']}"
+        lines.append(
+            _line(
+                r["system"],
+                str(r["seed"]),
+                str(r["steps"]),
+                f"{r['minutes']:.0f}",
+                f"{-r['elbo']:.2f}",
+                f"{r['rate']:.2f}",
+                active,
+            )
+        )
+    return lines
+
+
+def _grid(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What the settings were chosen by."""
+    names = ("precision", "recall", "F1", "inter-1", "inter-2", "words")
+    lines = ["## Settings tried on the validation", "", *_header("system", "setting", "seeds", *names)]
+    together: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in records:
+        together.setdefault((record["system"], record["setting"]), []).append(record)
+    for (system, setting), some in together.items():
+        row = Row(system, "", some)
+        cells = (row.cell(*path, factor=factor, decimals=d) for path, factor, d in (COLUMNS[name] for name in names))
+        lines.append(_line(system, setting, str(len(some)), *cells))
+    return lines
+
+
+def _examples(rows: Sequence[Row]) -> list[str]:
+    """Three replies of each system to one context, so that nobody reads figures alone."""
+    lines = ["## Three of the ten replies to one context", ""]
+    for row in rows:
+        first = row.records[0]
+        lines.append(f"- {row.system}, {first['setting']}" if row.rule else f"- {row.system}")
+        lines += [f"  - {reply}" for reply in first["examples"][:3]]
+    return lines
+
+
+def _draw(models: Sequence[Row], baselines: Sequence[Row], out: Path) -> None:
+    """F1 over the length of the replies: legacy and standard."""
+    with picture(out, (15, 6)) as figure:
+        for axes, name in zip(figure.subplots(1, 2), ("F1", "standard F1"), strict=True):
+            path, factor, _ = COLUMNS[name]
+
+            def place(row: Row, path: tuple[str, ...] = path, factor: int = factor) -> tuple[float, float]:
+                return row.mean("words"), factor * row.mean(*path)
+
+            marks = [(*place(row), row.system, VERMILION, "s") for row in baselines]
+            marks += [(*place(row), row.system, BLUE if row.rule == "chosen" else ORANGE, "o") for row in models]
+            if name == "F1":
+                marks += [(p.words, p.f1, p.name, GREY, "D") for p in PUBLISHED]
+            for x, y, label, colour, marker in marks:
+                axes.plot(x, y, marker, color=colour, ms=6)
+                axes.annotate(label, (x, y), (4, 4), textcoords="offset points", fontsize=8, color=colour)
+            bands = [place(row) for row in baselines if row.system in {f"random-{a}-{b}" for a, b in BANDS}]
+            axes.plot(*zip(*sorted(bands), strict=True), "-", color=VERMILION, lw=1) if bands else None
+            axes.set_title("legacy F1" if name == "F1" else "standard F1, percent")
+            axes.set_xlabel("words per reply")
+        kinds = ((VERMILION, "no model"), (BLUE, "chosen on the validation"), (ORANGE, "papers' decoding"), (GREY, "published"))
+        handles = [figure.axes[0].plot([], [], "o", color=colour, label=label)[0] for colour, label in kinds]
+        figure.axes[0].legend(handles=handles, loc="lower right", fontsize=9)
+
+
+def _header(*names: str) -> list[str]:
+    return [_line(*names), _line(*("---" for _ in names))]
+
+
+def _line(*values: str) -> str:
+    return f"| {' | '.join(values)} |"

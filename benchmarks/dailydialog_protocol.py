@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from vrae.config import SPLITS, CleaningConfig
@@ -31,6 +32,7 @@ from vrae.files import to_json, write_file
 MOST_WORDS = 38  # of a turn
 CONTEXT_TURNS = 9
 REPLIES = 10  # to each context
+INTER_1, INTER_2 = 0.33, 0.60  # just above the highest of each in the published table
 AS_IT_IS = CleaningConfig(mask_personal=False, max_repeats=0, drop_duplicates=False)
 Turn = tuple[str, ...]  # its words
 Dialogue = list[Turn]
@@ -133,3 +135,17 @@ class Records:
     def all(self, kind: str) -> list[dict[str, Any]]:
         """The records in the folder `kind`, in the order of their names."""
         return [json.loads(path.read_bytes()) for path in sorted((self.folder / kind).glob("*.json"))]
+
+
+def choose(validation: Sequence[dict[str, Any]], system: str) -> str:
+    """The setting of a system with the highest F1 of those varied enough, all means over seeds; if none is, the most varied."""
+    by_setting: dict[str, list[tuple[float, float, float]]] = {}
+    for record in validation:
+        if record["system"] == system:
+            figures = (record["inter_1"], record["inter_2"], record["bleu"]["legacy"]["f1"])
+            by_setting.setdefault(record["setting"], []).append(figures)
+    means = {setting: [fmean(values) for values in zip(*some, strict=True)] for setting, some in by_setting.items()}
+    varied = [setting for setting, (inter_1, inter_2, _) in means.items() if inter_1 >= INTER_1 and inter_2 >= INTER_2]
+    if varied:
+        return max(varied, key=lambda setting: means[setting][2])
+    return max(means, key=lambda setting: means[setting][1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import random
@@ -14,7 +13,7 @@ import dailydialog_baselines as baselines
 import numpy as np
 import pytest
 from conftest import WORDS
-from dailydialog_protocol import Context, Records, contexts_of, even_sample, read_corpus, score
+from dailydialog_protocol import Context, Records, choose, contexts_of, even_sample, read_corpus, score
 from dailydialog_report import PUBLISHED, Row, rows_of, write_report
 
 from vrae.config import SPLITS
@@ -44,7 +43,7 @@ def found(**values: Any) -> dict[str, Any]:
     bleu = {"precision": 0.2, "recall": 0.3, "f1": values.pop("f1", 0.24), "statement": "legacy: so; contexts: 2"}
     inter = {"inter_1": 0.5, "inter_2": 0.7, "intra_1": 0.9, "intra_2": 1.0, "corpus_1": 0.1, "corpus_2": 0.2}
     figures = {"contexts": 2, "reference_words": 3.0, "words": 9.0, "bleu": {"legacy": bleu, "standard": bleu}, **inter}
-    return {"system": "hred", "seed": 1, "setting": "greedy", "chosen": True, "examples": ["so"], **figures, **values}
+    return {"system": "hred", "seed": 1, "setting": "greedy", "examples": ["so"], **figures, **values}
 
 
 def test_every_turn_but_the_last_is_predicted_from_nine_at_most(tmp_path: Path) -> None:
@@ -129,12 +128,18 @@ def test_random_turns_of_the_same_lengths_stand_in_for_replies() -> None:
 
 
 def test_the_setting_chosen_is_the_best_of_those_varied_enough() -> None:
-    cold, warm, hot = (dataclasses.replace(dailydialog.PAPERS, candidates=c) for c in (1, 2, 3))
-    records = {cold: found(f1=0.9, inter_1=0.1), warm: found(f1=0.3), hot: found(f1=0.4)}
-    assert dailydialog.choose(records) == hot
-    records[hot] = found(f1=0.4, inter_2=0.59)
-    assert dailydialog.choose(records) == warm
-    assert dailydialog.choose({cold: found(inter_1=0.1, inter_2=0.2), hot: found(inter_1=0.1, inter_2=0.3)}) == hot
+    def chosen(**f1_and_inter: tuple[float, float, float]) -> str:
+        records = [found(setting=s, f1=f1, inter_1=a, inter_2=b) for s, (f1, a, b) in f1_and_inter.items()]
+        return choose([*records, found(system="vhred", setting="other", f1=9.9)], "hred")
+
+    assert chosen(cold=(0.9, 0.1, 0.9), warm=(0.3, 0.5, 0.7), hot=(0.4, 0.5, 0.7)) == "hot"
+    assert chosen(cold=(0.9, 0.1, 0.9), warm=(0.3, 0.5, 0.7), hot=(0.4, 0.5, 0.59)) == "warm"
+    assert chosen(cold=(0.9, 0.1, 0.2), hot=(0.4, 0.1, 0.3)) == "hot"
+
+
+def test_a_setting_is_chosen_by_its_mean_over_seeds() -> None:
+    records = [found(setting=s, seed=n, f1=f1) for s, n, f1 in (("a", 1, 0.5), ("a", 2, 0.1), ("b", 1, 0.35), ("b", 2, 0.35))]
+    assert choose(records, "hred") == "b"
 
 
 @pytest.mark.parametrize("latent", [True, False])
@@ -155,6 +160,7 @@ def test_fixed_replies_are_chosen_one_after_the_other_for_f1() -> None:
     for _ in range(3):
         chosen.append(max(set(range(8)) - set(chosen), key=lambda h: f1([*chosen, h])))
     assert baselines.greedy_set(scores_RH, 3) == chosen
+    assert len(set(baselines.greedy_set(scores_RH * [9, 1, 1, 1, 1, 1, 1, 1], 3))) == 3  # the best is taken once
 
 
 def test_the_nearest_context_is_the_one_that_shares_rare_words() -> None:
@@ -199,19 +205,23 @@ def test_a_row_is_the_mean_over_seeds_with_its_spread() -> None:
 
 
 def test_a_model_has_two_rows_where_another_setting_was_chosen() -> None:
-    records = [found(chosen=False), found(setting="T 1"), found(system="random", setting="")]
-    assert [(row.system, row.rule, row.setting) for row in rows_of(records)] == [
+    test = [found(system=name, setting="") for name in ("fixed", "random")]
+    test += [found(), found(setting="T 1"), found(setting="T 2")]
+    validation = [found(), found(setting="T 1", f1=0.5)]
+    assert [(row.system, row.rule, row.setting) for row in rows_of(test, validation)] == [
         ("hred", "papers", "greedy"),
         ("hred", "chosen", "T 1"),
         ("random", "", ""),
+        ("fixed", "", ""),
     ]
-    assert [row.rule for row in rows_of([found()])] == ["chosen"]
+    assert [row.rule for row in rows_of(test, [found()])] == ["chosen", "", ""]
 
 
 def test_the_report_is_made_of_what_is_stored(tmp_path: Path) -> None:
     records = Records(tmp_path / "records")
     for seed, f1 in ((1, 0.330), (2, 0.332)):
-        records.get(f"test/vhred.{seed}", lambda f1=f1, seed=seed: found(system="vhred", seed=seed, f1=f1))
+        for kind in ("test", "validation"):
+            records.get(f"{kind}/vhred.{seed}", lambda f1=f1, seed=seed: found(system="vhred", seed=seed, f1=f1))
     records.get("test/random.1", lambda: found(system="random", setting="", f1=0.111))
     write_report(records, tmp_path)
     text = (tmp_path / "report.md").read_text()

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 from dailydialog_baselines import BASELINES, ONE_SEED, Material, longest, same_lengths
 from dailydialog_protocol import (
     AS_IT_IS,

@@ -1,11 +1,12 @@
 """Replies to DailyDialog without a model: what its metric gives to those who do not read the context, or copy.
 
 `random`: turns of the training dialogues, drawn evenly for each context; `random-1-9` and the like: those of so many words
-alone; `random-longest-3`: the longest ten of 30, which is what the settings of the models have that keep the longest of 3.
-`frequent`: the most frequent training turn, ten times. `constant`: ten times the training turn that scores best in every
-context of the validation. `common-words`: ten times the 38 most frequent words of the training dialogues in the order of their
-frequency. `fixed`: ten training turns, the same in every context, chosen one after the other for the highest F1 on the
-validation. `nearest`: the turns that follow in the training dialogues after the ten contexts most like this one.
+alone. `random-longest-3`: the longest ten of 30 turns so drawn, as where a model's setting keeps the longest of 3.
+`true-length`: turns as long as the true reply, which nobody knows beforehand. `frequent`: the most frequent training turn, ten
+times. `constant`: ten times the training turn that scores best on a sample of the validation. `common-words`: ten times the 38
+most frequent words of the training dialogues in the order of their frequency. `fixed`: ten training turns, the same in every
+context, chosen one by one for the highest F1 on that sample. `nearest`: the turns that follow in the training dialogues
+after the ten contexts most like this one.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class Material:
             found.setdefault(len(turn), []).append(turn)
         return found
 
+    def of_length(self, size: int) -> list[Turn]:
+        """The training turns of so many words; where there are none, of the nearest number."""
+        return self.by_length[min(self.by_length, key=lambda length: (abs(length - size), length))]
+
     @cached_property
     def candidates(self) -> list[Turn]:
         """Different training turns of all lengths, the same number of each as far as there are so many."""
@@ -86,6 +91,11 @@ def longest_drawn(candidates: int) -> Draw:
         return [[text(turn) for turn in longest(some, REPLIES)] for some in many]
 
     return draw
+
+
+def true_length(material: Material, contexts: Sequence[Context], seed: int) -> list[list[str]]:
+    rng = random.Random(seed)
+    return [[text(turn) for turn in rng.choices(material.of_length(len(c.reply)), k=REPLIES)] for c in contexts]
 
 
 def frequent(material: Material, contexts: Sequence[Context], seed: int) -> list[list[str]]:
@@ -133,17 +143,11 @@ def longest(replies: Sequence[Turn], count: int) -> list[Turn]:
 def same_lengths(material: Material, replies: Sequence[Sequence[str]], seed: int) -> list[list[str]]:
     """A random training turn of as many words in the place of each reply; among those to a context, the same for the same.
 
-    What a metric gives to these it gives to the lengths alone. Where there is no turn of that length, the nearest one counts.
+    What a metric gives to these it gives to the lengths alone.
     """
-    rng, by_length = random.Random(seed), material.by_length
-
-    def turn(size: int) -> str:
-        nearest_length = min(by_length, key=lambda length: (abs(length - size), length))
-        return text(rng.choice(by_length[nearest_length]))
-
-    found = []
+    rng, found = random.Random(seed), []
     for some in replies:
-        instead = {reply: turn(len(words(reply))) for reply in dict.fromkeys(some)}
+        instead = {reply: text(rng.choice(material.of_length(len(words(reply))))) for reply in dict.fromkeys(some)}
         found.append([instead[reply] for reply in some])
     return found
 
@@ -188,6 +192,7 @@ BASELINES: dict[str, Draw] = {
     "random": drawn(1, MOST_WORDS),
     **{f"random-{least}-{most}": drawn(least, most) for least, most in BANDS},
     **{f"random-longest-{candidates}": longest_drawn(candidates) for candidates in (2, 3)},
+    "true-length": true_length,
     "frequent": frequent,
     "constant": constant,
     "common-words": common_words,

@@ -125,6 +125,9 @@ def test_random_turns_of_the_same_lengths_stand_in_for_replies() -> None:
     (some,) = baselines.same_lengths(material, [["a b", "c d", "a b", "a b c d e f g", "", "!"]], 1)
     assert [len(reply.split()) for reply in some] == [2, 2, 2, 5, 1, 1]
     assert some[0] == some[2] != some[1]
+    (known,) = baselines.true_length(material, [Context((), ("a", "b"), False)], 1)
+    assert {len(reply.split()) for reply in known} == {2}
+    assert len(set(known)) > 5
 
 
 def test_the_setting_chosen_is_the_best_of_those_varied_enough() -> None:

@@ -161,11 +161,8 @@ class Table:
         return prepared(self.dialogues, self.options.out, self.options.vocab_size)
 
     def baseline(self, name: str, seed: int) -> None:
-        def find() -> dict[str, Any]:
-            replies = BASELINES[name](self.material, self.test, seed)
-            return {"examples": replies[0], **score(self.test, replies, name)}
-
-        self._row("test", name, seed, "", find)
+        draw = partial(BASELINES[name], self.material, self.test, seed)
+        self._row("test", name, seed, "", lambda: score(self.test, draw(), name))
 
     def models(self, name: str, seeds: Sequence[int]) -> None:
         """Trains with each seed, chooses one setting by all seeds there are, and scores it and the papers' own."""

@@ -170,7 +170,7 @@ def write_report(records: Records, out: Path) -> None:
         "",
     ]
     lines += [METRIC.format(nothing="\n".join(_nothing()), bands="\n".join(_bands(baselines)), long=_long(), true=_true(rows))]
-    lines += [*_training(records.all("training")), "", *_grid(records.all("validation")), "", *_examples(rows)]
+    lines += [*_training(records.all("training")), "", *_grid(records.all("validation")), "", *_examples(models)]
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if rows:
@@ -256,13 +256,11 @@ def _grid(records: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _examples(rows: Sequence[Row]) -> list[str]:
-    """Three replies of each system to one context, so that nobody reads figures alone."""
+def _examples(models: Sequence[Row]) -> list[str]:
+    """Three replies of each model to one context, so that nobody reads figures alone; those without a model are the data's."""
     lines = ["## Three of the ten replies to one context", ""]
-    for row in rows:
-        first = row.records[0]
-        lines.append(f"- {row.system}, {first['setting']}" if row.rule else f"- {row.system}")
-        lines += [f"  - {reply}" for reply in first["examples"][:3]]
+    for row in models:
+        lines += [f"- {row.system}, {row.setting}", *(f"  - {reply}" for reply in row.records[0]["examples"][:3])]
     return lines
 
 

@@ -18,7 +18,7 @@ BY-NC-SA 4.0), and so no models trained on them are given away.
 5. Scores the baselines of dailydialog_baselines, which read no model, in the same way.
 
 `--out`/records holds a JSON file for each training run and each system, seed and setting, and what is there is not made again;
-`--report` makes report.md and report.png of them. One thread; on a CPU a run takes about 25 minutes to train and 10 to measure.
+`--report` makes report.md and report.png of them. One thread; on a CPU a run takes about 25 minutes to train and 12 to measure.
 """
 
 from __future__ import annotations

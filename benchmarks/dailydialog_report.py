@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from dailydialog_baselines import BANDS, BASELINES
 from dailydialog_protocol import INTER_1, INTER_2, Records, choose
 
-from vrae.apps.picture import BLUE, GREY, ORANGE, VERMILION, picture
+from vrae.apps.picture import BLUE, GREY, ORANGE, VERMILION, picture, place_labels
 from vrae.evaluation.bleu import method7_bleu
 
 RESERVATION = (
@@ -40,10 +41,12 @@ dialogues, by their length:
 
 {bands}
 
-The published rows with the highest F1 have long replies too ({long}); the true ones have {true}. So beside a
-model stands what its lengths alone are worth (`lengths alone`): a random training turn of as many words in the place of each
-reply. Only what is above that comes from what the replies say. `standard` (sacreBLEU, bounded by 1) tells more, but is low for
-all: of many replies that fit, one is the true one.
+Of the {rows} published rows {below} have a lower F1 than random turns of their own mean length (between two bands on a straight
+line). Those with the highest F1 have the longest replies: {long}; the true ones: {true}.
+
+So beside a model stands what its lengths alone are worth (`lengths alone`): a random training turn of as many words in the place
+of each reply. Only what is above that comes from what the replies say. `standard` (sacreBLEU, bounded by 1) tells more, but is
+low for all: of many replies that fit, one is the true one.
 """
 
 
@@ -169,7 +172,8 @@ def write_report(records: Records, out: Path) -> None:
         "![legacy and standard F1 by length](report.png)",
         "",
     ]
-    lines += [METRIC.format(nothing="\n".join(_nothing()), bands="\n".join(_bands(baselines)), long=_long(), true=_true(rows))]
+    worth = {"rows": len(PUBLISHED), "below": below_random(baselines), "long": _long(), "true": _true(rows)}
+    lines += [METRIC.format(nothing="\n".join(_nothing()), bands="\n".join(_bands(baselines)), **worth)]
     lines += [*_training(records.all("training")), "", *_grid(records.all("validation")), "", *_examples(models)]
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -209,13 +213,25 @@ def _bands(baselines: Sequence[Row]) -> list[str]:
     return lines
 
 
+def _by_length(baselines: Sequence[Row], *path: str) -> list[tuple[float, float]]:
+    """Mean length of random turns of the same length or so, and a figure of theirs."""
+    bands = {f"random-{least}-{most}" for least, most in BANDS}
+    return sorted((row.mean("words"), row.mean(*path)) for row in baselines if row.system in bands)
+
+
+def below_random(baselines: Sequence[Row]) -> int:
+    """How many published rows have a lower F1 than random turns of their mean length, between two bands on a straight line."""
+    line = _by_length(baselines, *COLUMNS["F1"][0])
+    return sum(p.f1 < np.interp(p.words, *zip(*line, strict=True)) for p in PUBLISHED) if line else 0
+
+
 def _long() -> str:
     best = sorted(PUBLISHED, key=lambda p: -p.f1)[:2]
     return ", ".join(f"{p.name}: {p.words:g} words" for p in best)
 
 
 def _true(rows: Sequence[Row]) -> str:
-    return rows[0].cell("reference_words", decimals=1) if rows else "-"
+    return f"{rows[0].mean('reference_words'):.1f} words" if rows else "-"
 
 
 def _training(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -264,29 +280,59 @@ def _examples(models: Sequence[Row]) -> list[str]:
     return lines
 
 
+class Mark(NamedTuple):
+    """A system in a picture."""
+
+    x: float
+    y: float
+    label: str
+    colour: str
+    shape: str
+
+
 def _draw(models: Sequence[Row], baselines: Sequence[Row], out: Path) -> None:
-    """F1 over the length of the replies: legacy and standard."""
-    with picture(out, (15, 6)) as figure:
+    """F1 over the length of the replies, legacy and standard; a line through random turns of rising length."""
+    kinds = ((VERMILION, "no model"), (BLUE, "chosen on the validation"), (ORANGE, "papers' decoding"), (GREY, "published"))
+    with picture(out, (16, 7)) as figure:
+        panels = []
         for axes, name in zip(figure.subplots(1, 2), ("F1", "standard F1"), strict=True):
             path, factor, _ = COLUMNS[name]
-
-            def place(row: Row, path: tuple[str, ...] = path, factor: int = factor) -> tuple[float, float]:
-                return row.mean("words"), factor * row.mean(*path)
-
-            marks = [(*place(row), row.system, VERMILION, "s") for row in baselines]
-            marks += [(*place(row), row.system, BLUE if row.rule == "chosen" else ORANGE, "o") for row in models]
-            if name == "F1":
-                marks += [(p.words, p.f1, p.name, GREY, "D") for p in PUBLISHED]
-            for x, y, label, colour, marker in marks:
-                axes.plot(x, y, marker, color=colour, ms=6)
-                axes.annotate(label, (x, y), (4, 4), textcoords="offset points", fontsize=8, color=colour)
-            bands = [place(row) for row in baselines if row.system in {f"random-{a}-{b}" for a, b in BANDS}]
-            axes.plot(*zip(*sorted(bands), strict=True), "-", color=VERMILION, lw=1) if bands else None
+            marks = [
+                Mark(row.mean("words"), factor * row.mean(*path), row.system, *kind)
+                for kind, rows in (
+                    ((BLUE, "o"), [row for row in models if row.rule == "chosen"]),
+                    ((ORANGE, "o"), [row for row in models if row.rule == "papers"]),
+                    ((VERMILION, "s"), baselines),
+                )
+                for row in rows
+            ]
+            line = _by_length(baselines, *path)
+            axes.plot([x for x, _ in line], [factor * y for _, y in line], color=VERMILION, lw=1)
+            marks += [Mark(p.words, p.f1, p.name, GREY, "D") for p in PUBLISHED if name == "F1"]
+            for mark in marks:
+                axes.plot(mark.x, mark.y, mark.shape, color=mark.colour, ms=6)
+            axes.margins(0.1)
             axes.set_title("legacy F1" if name == "F1" else "standard F1, percent")
             axes.set_xlabel("words per reply")
-        kinds = ((VERMILION, "no model"), (BLUE, "chosen on the validation"), (ORANGE, "papers' decoding"), (GREY, "published"))
+            panels.append((axes, marks))
         handles = [figure.axes[0].plot([], [], "o", color=colour, label=label)[0] for colour, label in kinds]
-        figure.axes[0].legend(handles=handles, loc="lower right", fontsize=9)
+        figure.axes[0].legend(handles=handles, loc="upper left", fontsize=9)
+        figure.draw_without_rendering()  # only now is it known where everything stands
+        for axes, marks in panels:
+            _label(axes, marks)
+
+
+def _label(axes: Any, marks: Sequence[Mark]) -> None:
+    """Writes their names beside the marks, none over another; a name without a place is left out."""
+    texts = [axes.text(0, 0, mark.label, fontsize=8, color=mark.colour, transform=axes.transAxes) for mark in marks]
+    anchors_L2 = axes.transData.transform([(mark.x, mark.y) for mark in marks])
+    sizes_L2 = np.array([text.get_window_extent().size for text in texts])
+    area = axes.get_window_extent()
+    for text, place in zip(texts, place_labels(anchors_L2, sizes_L2, (*area.min, *area.max), anchors_L2), strict=True):
+        if place is None:
+            text.remove()
+        else:
+            text.set_position(axes.transAxes.inverted().transform(place))
 
 
 def _header(*names: str) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import WORDS
 from dailydialog_protocol import Context, Records, choose, contexts_of, even_sample, read_corpus, score
-from dailydialog_report import PUBLISHED, Row, rows_of, write_report
+from dailydialog_report import PUBLISHED, Row, below_random, rows_of, write_report
 
 from vrae.config import SPLITS
 from vrae.errors import UserError
@@ -218,6 +218,18 @@ def test_a_model_has_two_rows_where_another_setting_was_chosen() -> None:
         ("fixed", "", ""),
     ]
     assert [row.rule for row in rows_of(test, [found()])] == ["chosen", "", ""]
+
+
+def test_published_rows_are_held_against_random_turns_of_their_length() -> None:
+    """A line from 0.20 at 10 words to 0.30 at 20: CVAE, CVAE-BOW and HRED are above it, and others below."""
+    baselines = [
+        Row(f"random-{least}-{most}", "", [found(words=words, f1=f1)])
+        for least, most, words, f1 in ((1, 9, 0.0, 0.1), (10, 19, 10.0, 0.2), (20, 29, 20.0, 0.3), (30, 38, 30.0, 0.4))
+    ]
+    above = [p.name for p in PUBLISHED if p.f1 >= 0.1 + p.words / 100]
+    assert {"CVAE", "CVAE-BOW", "HRED"} <= set(above)
+    assert below_random(baselines) == len(PUBLISHED) - len(above) > 0
+    assert below_random([]) == 0
 
 
 def test_the_report_is_made_of_what_is_stored(tmp_path: Path) -> None:

@@ -44,9 +44,9 @@ dialogues, by their length:
 Of the {rows} published rows {below} have a lower F1 than random turns of their own mean length (between two bands on a straight
 line). Those with the highest F1 have the longest replies: {long}; the true ones: {true}.
 
-So beside a model stands what its lengths alone are worth (`lengths alone`): a random training turn of as many words in the place
-of each reply. Only what is above that comes from what the replies say. `standard` (sacreBLEU, bounded by 1) tells more, but is
-low for all: of many replies that fit, one is the true one.
+So beside a model stands what its lengths alone are worth (`lengths alone`): a random training turn of as many words in place of
+each reply. Only what is above that comes from what the replies say. `standard` (sacreBLEU, bounded by 1) tells more, but is low
+for all: of many replies that fit, one is the true one.
 """
 
 

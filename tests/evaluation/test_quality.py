@@ -136,7 +136,7 @@ class TestPerplexity:
     def test_does_not_depend_on_how_many_are_read_at_once(self, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
         judge, texts = pipeline(corpus, latent_size=0), [f"{word} you" for word in "hello yes no maybe see café".split()]
         whole = perplexity(judge, texts)
-        monkeypatch.setattr(quality, "_ROWS", 4)
+        monkeypatch.setattr(quality, "ROWS", 4)
         parts = perplexity(judge, (text for text in texts))
         assert parts.value == pytest.approx(whole.value, rel=1e-12)
         assert (parts.texts, parts.tokens) == (whole.texts, whole.tokens)
@@ -296,7 +296,7 @@ class TestSamples:
         found = pipeline(corpus, context_turns=context_turns)
         few, many = (windows_of(corpus, context_turns, tokens) for tokens in (2000, 84))
         expected = draw_samples(found, few, 30, seed=5)
-        monkeypatch.setattr(decoding, "_ROWS", 4)
+        monkeypatch.setattr(decoding, "ROWS", 4)
         assert draw_samples(found, many, 30, seed=5) == expected
         assert draw_samples(found, many, 30, seed=6) != expected
 

@@ -11,6 +11,7 @@ from conftest import gru_by_hand, random_windows, tiny_model
 from torch import Tensor
 
 import vrae.model.vocabulary
+from vrae.config import ModelConfig
 from vrae.corpus.batches import Batch, collate
 from vrae.corpus.tokenizer import BOS
 from vrae.model.decoder import Decoder, DecoderState
@@ -187,3 +188,17 @@ def test_probabilities_have_at_least_single_precision(dtype: torch.dtype, expect
         found_B = model(batch, noise_BZ).distortion_B
     assert found_B.dtype == expected
     torch.testing.assert_close(found_B, exact_B, rtol=0.05, atol=0)
+
+
+@torch.no_grad()
+def test_before_training_a_latent_does_not_drown_the_tokens() -> None:
+    torch.manual_seed(0)
+    model = VRAE(ModelConfig(vocab_size=400))
+    z_BZ = torch.randn(1000, model.config.latent_size)
+    state = model.decoder.start(z_BZ, z_BZ[:, :0])
+    # W z sums Z products of N(0, 1) and a uniform number in +-0.1 / sqrt(Z), of variance 0.01 / 3 Z
+    heard = (state.condition_BE - model.decoder.condition.bias).std()
+    assert float(heard) == pytest.approx(0.1 / 3**0.5, rel=0.05)
+    assert heard < model.decoder.embedding.weight.std()
+    before = torch.tanh(model.decoder.start_state.bias)
+    assert (state.state_LBH[0] - before).std() < 0.06

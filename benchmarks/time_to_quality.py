@@ -19,7 +19,6 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,33 +42,38 @@ class Recipe(NamedTuple):
     """What differs from `RunConfig()`."""
 
     what: str
-    max_steps: int
+    steps: int
     batches: dict[str, Any] = {}
     objective: dict[str, Any] = {}
     train: dict[str, Any] = {}
-    optimizer: Callable[[VRAE, RunConfig], torch.optim.Optimizer] | None = None  # None: the package's
+    adam: bool = False  # torch.optim.Adam as it comes, instead of train.optimizer
+    torch_weights: bool = False  # the latent's weights as torch draws them
 
 
-def adam(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=config.train.learning_rate, fused=True)
-
-
-def adamw(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": config.train.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.train.learning_rate, betas=(0.9, 0.99), fused=True)
-
-
-_STEPS = 2400  # of the recipe: a third of the time of plain
-_CONSTANT = dict(warmup_steps=0, final_learning_rate=1.0)
-PLAIN = dict(_CONSTANT, clip_norm=0.0)
+_STEPS = 1400
+_CONSTANT = dict(final_learning_rate=1.0, warmup_steps=0)
+_PLAIN = Recipe(
+    "Adam, constant 0.003, 512 tokens, torch's weights",
+    22_000,
+    dict(tokens=512),
+    dict(kl_warmup_steps=2000),
+    dict(_CONSTANT, clip_norm=0.0, learning_rate=0.003),
+    adam=True,
+    torch_weights=True,
+)
 RECIPES = {
-    "plain": Recipe(
-        "Adam, constant 1e-3, 512 tokens", 22_000, dict(tokens=512), train=dict(PLAIN, learning_rate=1e-3), optimizer=adam
-    ),
+    "plain": _PLAIN,
+    **{
+        f"plain-{rate}": _PLAIN._replace(train={**_PLAIN.train, "learning_rate": rate})
+        for rate in (0.0005, 0.001, 0.002, 0.006)
+    },
     "recipe": Recipe("the default", _STEPS),
+    "torch-weights": Recipe("the recipe with the latent's weights as torch draws them", _STEPS, torch_weights=True),
+    "adamw": Recipe("the recipe with AdamW for all", _STEPS, train=dict(optimizer="adamw", learning_rate=0.005)),
+    "constant": Recipe("the recipe at a constant rate", _STEPS, train=_CONSTANT),
+    "quarter-rate": Recipe("the recipe at a learning rate of 0.005", _STEPS, train=dict(learning_rate=0.005)),
+    "double-rate": Recipe("the recipe at a learning rate of 0.04", _STEPS, train=dict(learning_rate=0.04)),
+    "half-batch": Recipe("the recipe with batches of 1,024 tokens", 2 * _STEPS, dict(tokens=1024), dict(kl_warmup_steps=2000)),
 }
 
 
@@ -83,7 +87,7 @@ class Training:
     """
 
     def __init__(self, recipe: Recipe, corpus: Corpus, seed: int) -> None:
-        train = TrainConfig(**{"max_steps": recipe.max_steps, "seed": seed, **recipe.train})
+        train = TrainConfig(**{"max_steps": recipe.steps, "seed": seed, **recipe.train})
         self.config = fit_to_corpus(
             RunConfig(batches=BatchConfig(**recipe.batches), objective=ObjectiveConfig(**recipe.objective), train=train), corpus
         )
@@ -91,10 +95,12 @@ class Training:
         self.precision = pick_precision(train.precision, device)
         torch.manual_seed(seed)
         self.model = VRAE(self.config.model).to(device).train()
-        if recipe.optimizer:
-            self.optimizer = recipe.optimizer(self.model, self.config)
-        else:
-            self.optimizer = make_optimizer(self.model, None, train, self.precision)
+        if recipe.torch_weights:
+            for layer in (self.model.decoder.start_state, self.model.decoder.condition):
+                nn.Linear.reset_parameters(layer)
+        self.optimizer = make_optimizer(self.model, None, train, self.precision)
+        if recipe.adam:
+            self.optimizer = torch.optim.Adam(self.model.parameters(), lr=train.learning_rate, fused=True)
         windows, self.validation = (Windows(corpus[name], self.config.batches, 0) for name in ("train", "validation"))
         self.batches = TrainingBatches(windows, seed, self.config.model.latent_size)
         self.gradients = Gradients(self.model, None, self.batches, self.config, device, self.precision)

@@ -190,15 +190,17 @@ def test_probabilities_have_at_least_single_precision(dtype: torch.dtype, expect
     torch.testing.assert_close(found_B, exact_B, rtol=0.05, atol=0)
 
 
+@pytest.mark.parametrize("context_turns", [0, 1])
 @torch.no_grad()
-def test_before_training_a_latent_does_not_drown_the_tokens() -> None:
+def test_before_training_a_latent_is_as_loud_as_a_token(context_turns: int) -> None:
     torch.manual_seed(0)
-    model = VRAE(ModelConfig(vocab_size=400))
-    z_BZ = torch.randn(1000, model.config.latent_size)
-    state = model.decoder.start(z_BZ, z_BZ[:, :0])
-    # W z sums Z products of N(0, 1) and a uniform number in +-0.1 / sqrt(Z), of variance 0.01 / 3 Z
-    heard = (state.condition_BE - model.decoder.condition.bias).std()
-    assert float(heard) == pytest.approx(0.1 / 3**0.5, rel=0.05)
-    assert heard < model.decoder.embedding.weight.std()
-    before = torch.tanh(model.decoder.start_state.bias)
-    assert (state.state_LBH[0] - before).std() < 0.06
+    model = VRAE(ModelConfig(vocab_size=400, embedding_size=64, context_turns=context_turns))
+    decoder, size = model.decoder, 64**-0.5
+    condition_BD = torch.randn(1000, decoder.condition.in_features)
+    state = decoder.start(condition_BD[:, :32], condition_BD[:, 32:])
+    heard = [
+        decoder.embedding.weight,
+        state.condition_BE - decoder.condition.bias,
+        torch.atanh(state.state_LBH[0]) - decoder.start_state.bias,
+    ]
+    assert [float(value.std()) for value in heard] == pytest.approx([size] * 3, rel=0.04)

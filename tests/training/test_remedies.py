@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 
 STEPS = 400
 MODEL = dict(latent_size=2, embedding_size=24, hidden_size=32, context_size=16, dropout=0.0)
-TRAIN = dict(max_steps=STEPS, learning_rate=0.01, warmup_steps=20, log_every=100, validate_every=STEPS, checkpoint_every=STEPS)
+TRAIN = dict(max_steps=STEPS, optimizer="adamw", learning_rate=0.01, final_learning_rate=0.05, warmup_steps=20)
+TRAIN |= dict(log_every=100, validate_every=STEPS, checkpoint_every=STEPS)
 TRAIN |= dict(validation_turns=400, precision="fp32", device="cpu", threads=1)
 
 # Groups of settings by the configuration in configs/remedies that shows them on chitchat.

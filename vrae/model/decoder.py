@@ -50,8 +50,9 @@ class Decoder(nn.Module):
         self.embedding = embedding
         self.dropout = Dropout(config.dropout)
         size = config.latent_size + (config.context_size if config.context_turns else 0)
-        self.start_state = Affine(size, config.decoder_layers * config.hidden_size)
-        self.condition = Affine(size, config.embedding_size)
+        like_a_token = config.embedding_size**-0.5  # the standard deviation of embeddings before training
+        self.start_state = Affine(size, config.decoder_layers * config.hidden_size, like_a_token)
+        self.condition = Affine(size, config.embedding_size, like_a_token)
         self.gru = nn.GRU(
             config.embedding_size,
             config.hidden_size,
@@ -123,16 +124,20 @@ class Decoder(nn.Module):
 
 
 class Affine(nn.Linear):
-    """What z and c add to the decoder: nn.Linear with small weights, which may have no inputs at all (then it is its bias).
+    """What z and c add to the decoder: nn.Linear, which may have no inputs at all (then it is its bias).
 
     Before training z is noise, of which weights of the usual size would make, at every step, nine times what an embedding is
-    (for E = 256). A decoder that does not hear the tokens takes long to learn; so these weights are a tenth.
+    (E = 256, Z = 32). A decoder that does not hear the tokens takes long to learn, so the weights start smaller: inputs of
+    variance 1 come out with a standard deviation of `size`.
     """
+
+    def __init__(self, in_features: int, out_features: int, size: float) -> None:
+        self.size = size
+        super().__init__(in_features, out_features)
 
     def reset_parameters(self) -> None:
         if self.in_features:
             super().reset_parameters()
-            bound = 0.1 * self.in_features**-0.5
-            nn.init.uniform_(self.weight, -bound, bound)
+            nn.init.normal_(self.weight, std=self.size * self.in_features**-0.5)
         else:
             nn.init.zeros_(self.bias)

@@ -22,7 +22,7 @@ from vrae.evaluation.quality import Perplexity, perplexity
 from vrae.generation.pipeline import Pipeline
 from vrae.training.trainer import train
 
-# fp32, so that a judge does not depend on what the hardware multiplies in; and the optimiser that the stored figures were made by
+# fp32, so that a judge does not depend on what the hardware multiplies in; the optimiser is that of the stored figures
 JUDGE = RunConfig(
     model=ModelConfig(latent_size=0, context_turns=0, embedding_size=256, hidden_size=384),
     batches=BatchConfig(tokens=1536, max_turn_tokens=32),

@@ -39,7 +39,8 @@ def orthogonalise(matrices_GMN: Tensor, dtype: torch.dtype) -> Tensor:
     for _ in range(5):
         square_GMM = x_GMN @ x_GMN.mT
         x_GMN = torch.baddbmm(x_GMN, torch.baddbmm(square_GMM, square_GMM, square_GMM, beta=b, alpha=c), x_GMN, beta=a)
-    return (x_GMN if wide_GMN is matrices_GMN else x_GMN.mT).to(matrices_GMN.dtype)
+    made_GMN: Tensor = x_GMN if wide_GMN is matrices_GMN else x_GMN.mT
+    return made_GMN.to(matrices_GMN.dtype)
 
 
 class MuonAdamW(torch.optim.AdamW):
@@ -76,7 +77,7 @@ class MuonAdamW(torch.optim.AdamW):
             for parameter in group["params"] if group["gates"] else ():
                 if parameter.grad is not None:
                     self._muon(parameter, parameter.grad, group)
-                    parameter.grad = None  # nothing is left of it for AdamW to do
+                    parameter.grad = None  # AdamW would take it too
         super().step()
 
     def _muon(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
@@ -85,7 +86,7 @@ class MuonAdamW(torch.optim.AdamW):
             state["step"], state["exp_avg"] = parameter.new_zeros((), dtype=torch.float32), torch.zeros_like(parameter)
         state["step"] += 1
         mean = state["exp_avg"].lerp_(grad, 1 - self.momentum)
-        ahead_GMN = grad.lerp(mean, self.momentum).unflatten(0, (group["gates"], -1))
+        ahead_GMN = grad.lerp(mean, self.momentum).reshape(group["gates"], -1, grad.shape[1])
         update = orthogonalise(ahead_GMN, self.dtype or grad.dtype).flatten(0, 1)
         size = _SIZE * math.sqrt(max(ahead_GMN.shape[1:]))
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * size)

@@ -30,7 +30,7 @@ ORDER = {
         *("bleu", "diversity", "vectors", "dialogue", "replies", "quality", "transfer", "paths", "report"),
     ],
     "training": [
-        *("schedules", "objective", "gradients", "cost", "hardware", "signals"),
+        *("schedules", "objective", "optimizer", "gradients", "cost", "hardware", "signals"),
         *("checkpoint", "monitor", "run_folder", "trainer", "judge"),
     ],
 }

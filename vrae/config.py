@@ -262,7 +262,7 @@ class ObjectiveConfig:
 
     beta: float = 1.0
     kl_schedule: KlSchedule = "linear"
-    kl_warmup_steps: int = 2000
+    kl_warmup_steps: int = 1000
     kl_cycles: int = 4
     free_bits: float = 0.0
     free_bits_per: Literal["dimension", "value", "turn", "batch"] = "dimension"
@@ -298,10 +298,12 @@ class TrainConfig:
         max_steps: optimiser steps; the learning-rate schedule ends here. 0: as many as max_minutes allow, judged by the
             first 50 steps.
         max_minutes: stop after this many minutes of training, across resumes; 0: no limit.
-        learning_rate: the highest, reached after the warm-up (AdamW).
+        optimizer: `muon` (Jordan et al. 2024) for the matrices between hidden layers, with AdamW for embeddings, output layer
+            and biases; or `adamw` (Loshchilov & Hutter 2019) for all, which wants a tenth of the learning rate.
+        learning_rate: the highest, reached after the warm-up.
         final_learning_rate: the last, as a share of the highest, [0, 1].
         warmup_steps: steps of linear warm-up; then a cosine to the final one.
-        weight_decay: AdamW's, on matrices only.
+        weight_decay: times the learning rate, the share that a step takes off matrices; with `muon`, those it steps.
         clip_norm: gradients are scaled down to this global norm; 0: never.
         accumulate: parts that a batch is worked in, to save memory. The gradient is the same but for the dropout masks, and
             for what is taken over a whole batch: free bits per dimension or batch, and batch normalisation, are then taken over
@@ -321,9 +323,10 @@ class TrainConfig:
 
     max_steps: int = 10_000
     max_minutes: float = 0.0
-    learning_rate: float = 2e-3
-    final_learning_rate: float = 0.05
-    warmup_steps: int = 200
+    optimizer: Literal["muon", "adamw"] = "muon"
+    learning_rate: float = 0.02
+    final_learning_rate: float = 0.0
+    warmup_steps: int = 100
     weight_decay: float = 0.01
     clip_norm: float = 5.0
     accumulate: int = 1

@@ -22,7 +22,7 @@ from faults.mutators import VALUES, hostile_json, mutated
 
 from vrae.apps.cli import _run_config, parse
 from vrae.apps.parser import build_parser
-from vrae.config import SPLITS, DecodingConfig, PrepareConfig, RunConfig, SourceConfig, from_dict
+from vrae.config import SPLITS, DecodingConfig, PrepareConfig, RunConfig, SourceConfig, TrainConfig, from_dict
 from vrae.corpus.batches import collate
 from vrae.corpus.prepared import Corpus
 from vrae.corpus.sources import open_source, read_dialogues
@@ -37,6 +37,7 @@ from vrae.generation.neighbours import Index, Turn
 from vrae.generation.pipeline import Pipeline, load
 from vrae.model.folder import to_files
 from vrae.training.checkpoint import Checkpoints
+from vrae.training.optimizer import make_optimizer
 
 TEXT = b"A: Hello, how are you?\nB: fine <3\n\nA: see http://x.org na\xc3\xafve\nB: yes__eou__\n"
 TABLE = b'dialogue_id,speaker,text,split\n1,a,"hello, ""you""",train\n1,b,fine,train\n2,a,"two\nlines",test\n'
@@ -105,8 +106,7 @@ class World:
 
     def trained(self) -> tuple[Any, torch.optim.Optimizer]:
         model = self.pipeline.model
-        groups: list[dict[str, Any]] = [{"params": list(model.named_parameters())}]
-        return model, torch.optim.AdamW(groups)
+        return model, make_optimizer(model, None, TrainConfig(), "fp32")
 
     def _checkpoint_files(self) -> dict[str, bytes]:
         model, optimizer = self.trained()

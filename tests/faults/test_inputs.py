@@ -305,7 +305,7 @@ def test_where_all_checkpoints_are_damaged_each_is_named(workspace: Path, run: P
     ("change", "message"),
     [
         ("--model.latent_size=5", "--resume: model.latent_size was 4 and is 5. "),
-        ("--train.learning_rate=0.5", "--resume: train.learning_rate was 0.002 and is 0.5. "),
+        ("--train.learning_rate=0.5", "--resume: train.learning_rate was 0.02 and is 0.5. "),
         ("--batches.tokens=300", "--resume: batches.tokens was 256 and is 300. "),
     ],
 )

@@ -11,6 +11,7 @@ from conftest import gru_by_hand, random_windows, tiny_model
 from torch import Tensor
 
 import vrae.model.vocabulary
+from vrae.config import ModelConfig
 from vrae.corpus.batches import Batch, collate
 from vrae.corpus.tokenizer import BOS
 from vrae.model.decoder import Decoder, DecoderState
@@ -187,3 +188,19 @@ def test_probabilities_have_at_least_single_precision(dtype: torch.dtype, expect
         found_B = model(batch, noise_BZ).distortion_B
     assert found_B.dtype == expected
     torch.testing.assert_close(found_B, exact_B, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("context_turns", [0, 1])
+@torch.no_grad()
+def test_before_training_a_latent_is_as_loud_as_a_token(context_turns: int) -> None:
+    torch.manual_seed(0)
+    model = VRAE(ModelConfig(vocab_size=400, embedding_size=64, context_turns=context_turns))
+    decoder, size = model.decoder, 64**-0.5
+    condition_BD = torch.randn(1000, decoder.condition.in_features)
+    state = decoder.start(condition_BD[:, :32], condition_BD[:, 32:])
+    heard = [
+        decoder.embedding.weight,
+        state.condition_BE - decoder.condition.bias,
+        torch.atanh(state.state_LBH[0]) - decoder.start_state.bias,
+    ]
+    assert [float(value.std()) for value in heard] == pytest.approx([size] * 3, rel=0.04)

@@ -15,6 +15,7 @@ import torch
 from conftest import random_windows, tiny_model
 
 import vrae
+from vrae.config import TrainConfig
 from vrae.corpus.batches import collate
 from vrae.corpus.prepared import Corpus
 from vrae.corpus.tokenizer import Tokenizer
@@ -23,6 +24,7 @@ from vrae.files import MANIFEST, write_folder
 from vrae.model.folder import read
 from vrae.model.vrae import VRAE
 from vrae.training.checkpoint import OPTIMIZER, STATE, Checkpoints
+from vrae.training.optimizer import make_optimizer
 
 FILES = {"config.json", "model.safetensors", "tokenizer.model", "optimizer.safetensors", "trainer.json", "manifest.json"}
 WINDOWS = random_windows(40, 2, 400)
@@ -30,12 +32,7 @@ WINDOWS = random_windows(40, 2, 400)
 
 def model_and_optimizer(seed: int = 0) -> tuple[VRAE, torch.optim.Optimizer]:
     model = tiny_model(seed, context_turns=2, vocab_size=400).float().train()
-    named = list(model.named_parameters())
-    groups: list[dict[str, Any]] = [
-        {"params": [(n, p) for n, p in named if p.ndim > 1], "weight_decay": 0.1},
-        {"params": [(n, p) for n, p in named if p.ndim == 1], "weight_decay": 0.0},
-    ]
-    return model, torch.optim.AdamW(groups, lr=0.01, fused=True)
+    return model, make_optimizer(model, None, TrainConfig(learning_rate=0.01, weight_decay=0.1), "fp32")
 
 
 def learn(model: VRAE, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
@@ -129,7 +126,11 @@ class TestRoundTrip:
         for group in its_optimizer.param_groups:
             group["lr"] = 0.5
         Checkpoints(tmp_path, 1).restore(other, its_optimizer)
-        assert [(group["lr"], group["weight_decay"]) for group in its_optimizer.param_groups] == [(0.5, 0.1), (0.5, 0.0)]
+        assert [(group["lr"], group["weight_decay"]) for group in its_optimizer.param_groups] == [
+            (0.5, 0.1),
+            (0.5, 0.1),
+            (0.5, 0.0),
+        ]
 
     def test_is_a_model_folder(self, save: Callable[..., Path], corpus: Corpus) -> None:
         model, optimizer = model_and_optimizer()
@@ -313,6 +314,8 @@ class TestForeignContents:
             ({"decoder.out.bias/step": None}, "lacks decoder.out.bias/step"),
             ({"decoder.out.bias/step": None, "decoder.out.bias/exp_avg_sq": None}, "lacks .*step, .*exp_avg_sq"),
             ({"decoder.out.bias/max_exp_avg_sq": torch.zeros(400)}, "has unknown decoder.out.bias/max_exp_avg_sq"),
+            ({"decoder.project.weight/exp_avg": None}, "lacks decoder.project.weight/exp_avg"),
+            ({"decoder.project.weight/exp_avg_sq": torch.zeros(5, 6)}, "has unknown decoder.project.weight/exp_avg_sq"),
             ({"decoder.out.gain/exp_avg": torch.zeros(400)}, "has unknown decoder.out.gain/exp_avg"),
             ({"exp_avg": torch.zeros(1)}, "has unknown exp_avg"),
             ({"": torch.zeros(1)}, "has unknown"),

@@ -21,7 +21,7 @@ SMALL = RunConfig(
     batches=BatchConfig(tokens=128, max_turn_tokens=20),
     train=TrainConfig(
         max_steps=100,
-        learning_rate=0.03,
+        learning_rate=0.06,
         warmup_steps=5,
         weight_decay=0.0,
         validate_every=50,

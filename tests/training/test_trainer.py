@@ -39,7 +39,8 @@ from vrae.training.signals import InterruptedRunError, RunSignals
 from vrae.training.trainer import Result, train
 
 MODEL = dict(latent_size=4, embedding_size=12, hidden_size=16, context_size=8, dropout=0.0)
-TRAIN = dict(max_steps=20, learning_rate=0.01, warmup_steps=5, log_every=4, validate_every=10, checkpoint_every=10)
+TRAIN = dict(max_steps=20, learning_rate=0.01, final_learning_rate=0.05, warmup_steps=5)
+TRAIN |= dict(log_every=4, validate_every=10, checkpoint_every=10)
 TRAIN |= dict(validation_turns=40, precision="fp32", device="cpu", threads=1)
 
 K0 = dict(

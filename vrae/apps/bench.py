@@ -41,8 +41,8 @@ from vrae.model.vrae import VRAE
 from vrae.training.cost import Products, layers, repeated, writing_layers
 from vrae.training.gradients import Gradients
 from vrae.training.hardware import keep_memory, pick_device, pick_precision
+from vrae.training.optimizer import make_optimizer
 from vrae.training.run_folder import fit_to_corpus
-from vrae.training.trainer import make_optimizer
 
 _HIDDEN = 256  # of the model whose training is timed
 _TOKENS = 24  # of each reply that fresh weights write: about as many as the longest of ten of a trained model
@@ -121,7 +121,7 @@ class Step:
         torch.manual_seed(config.train.seed)
         self.model = VRAE(config.model).to(self.device).train()
         self.clip_norm = config.train.clip_norm
-        self.optimizer = make_optimizer(self.model, None, config.train)
+        self.optimizer = make_optimizer(self.model, None, config.train, self.precision)
         noise_size = config.objective.importance_samples * config.model.latent_size
         self.batches = TrainingBatches(
             corpus["train"], config.batches, config.model.context_turns, config.train.seed, noise_size

@@ -51,8 +51,9 @@ class Decoder(nn.Module):
         self.embedding = embedding
         self.dropout = Dropout(config.dropout)
         size = config.latent_size + (config.context_size if config.context_turns else 0)
-        self.start_state = Affine(size, config.decoder_layers * config.hidden_size)
-        self.condition = Affine(size, config.embedding_size)
+        like_a_token = config.embedding_size**-0.5  # the standard deviation of embeddings before training
+        self.start_state = Affine(size, config.decoder_layers * config.hidden_size, like_a_token)
+        self.condition = Affine(size, config.embedding_size, like_a_token)
         self.gru = nn.GRU(
             config.embedding_size,
             config.hidden_size,
@@ -123,10 +124,20 @@ class Decoder(nn.Module):
 
 
 class Affine(nn.Linear):
-    """nn.Linear that may have no inputs at all: then it is its bias, as for a model with neither latent nor context."""
+    """What z and c add to the decoder: nn.Linear, which may have no inputs at all (then it is its bias).
+
+    Before training z is noise, of which weights of the usual size would make, at every step, nine times what an embedding is
+    (E = 256, Z = 32). A decoder that does not hear the tokens takes long to learn, so the weights start smaller: inputs of
+    variance 1 come out with a standard deviation of `size`.
+    """
+
+    def __init__(self, in_features: int, out_features: int, size: float) -> None:
+        self.size = size
+        super().__init__(in_features, out_features)
 
     def reset_parameters(self) -> None:
         if self.in_features:
             super().reset_parameters()
+            nn.init.normal_(self.weight, std=self.size * self.in_features**-0.5)
         else:
             nn.init.zeros_(self.bias)

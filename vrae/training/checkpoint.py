@@ -28,7 +28,7 @@ from vrae.model.folder import CONFIG, TOKENIZER, WEIGHTS, fill, load_weights, re
 from vrae.model.vrae import VRAE
 
 OPTIMIZER, AUXILIARY, STATE = "optimizer.safetensors", "auxiliary.safetensors", "trainer.json"
-_KINDS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter
+_KINDS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter; Muon has no squares
 _MAX_STATE_BYTES = 2**24
 
 
@@ -123,6 +123,11 @@ def _names(optimizer: torch.optim.Optimizer) -> list[str]:
     return [name for group in optimizer.param_groups for name in group["param_names"]]
 
 
+def _kinds(optimizer: torch.optim.Optimizer) -> list[tuple[str, ...]]:
+    """What is kept of each parameter, in the same order."""
+    return [_KINDS[:2] if group.get("gates") else _KINDS for group in optimizer.param_groups for _ in group["params"]]
+
+
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     names = _names(optimizer)
     return {
@@ -148,8 +153,9 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     """A parameter that never had a gradient has no state; that of any other is whole."""
-    names, parameters = _names(optimizer), [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    place_of = {f"{name}/{kind}": (place, kind) for place, name in enumerate(names) for kind in _KINDS}
+    names, kinds = _names(optimizer), _kinds(optimizer)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    place_of = {f"{name}/{kind}": (place, kind) for place, name in enumerate(names) for kind in kinds[place]}
     stored, state = read_tensors(path), dict[int, dict[str, Tensor]]()
     if unknown := sorted(stored.keys() - place_of.keys()):
         raise ModelError(f"{path}: has unknown {shown(', '.join(unknown[:5]), 200)}")
@@ -161,6 +167,6 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
             raise ModelError(f"{path}: {key} holds numbers below 0")
         state.setdefault(place, {})[kind] = like
     for place, values in state.items():
-        if missing := [f"{names[place]}/{kind}" for kind in _KINDS if kind not in values]:
+        if missing := [f"{names[place]}/{kind}" for kind in kinds[place] if kind not in values]:
             raise ModelError(f"{path}: lacks {', '.join(missing)}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -22,11 +22,20 @@ from vrae.evaluation.quality import Perplexity, perplexity
 from vrae.generation.pipeline import Pipeline
 from vrae.training.trainer import train
 
-# fp32, so that a judge does not depend on what the hardware multiplies in
+# fp32, so that a judge does not depend on what the hardware multiplies in; the optimiser is that of the stored figures
 JUDGE = RunConfig(
     model=ModelConfig(latent_size=0, context_turns=0, embedding_size=256, hidden_size=384),
     batches=BatchConfig(tokens=1536, max_turn_tokens=32),
-    train=TrainConfig(max_steps=3000, warmup_steps=100, validate_every=250, checkpoint_every=250, precision="fp32"),
+    train=TrainConfig(
+        max_steps=3000,
+        optimizer="adamw",
+        learning_rate=0.002,
+        final_learning_rate=0.05,
+        warmup_steps=100,
+        validate_every=250,
+        checkpoint_every=250,
+        precision="fp32",
+    ),
 )
 MIRROR = dataclasses.replace(
     JUDGE, train=dataclasses.replace(JUDGE.train, max_steps=1000, validate_every=50, checkpoint_every=1000)

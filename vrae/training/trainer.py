@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vrae.config import RunConfig, TrainConfig
+from vrae.config import RunConfig
 from vrae.corpus.batches import TrainingBatches, Windows
 from vrae.corpus.prepared import Corpus
 from vrae.distributed import add_up, by_first, first, gather, processes, same, world
@@ -32,6 +32,7 @@ from vrae.training.gradients import Gradients, mix
 from vrae.training.hardware import keep_memory, pick_device, pick_precision
 from vrae.training.monitor import LossLevel, Monitor, Watch, show
 from vrae.training.objective import BagOfWords
+from vrae.training.optimizer import make_optimizer
 from vrae.training.run_folder import DRY_RUN, corpus_info, fit_to_corpus, open_run
 from vrae.training.schedules import AggressivePhase, RateController, kl_weight, learning_rate
 from vrae.training.signals import InterruptedRunError, RunSignals
@@ -144,7 +145,7 @@ class _Run:
         torch.manual_seed(options.seed)
         self.model = VRAE(config.model).to(self.device)
         self.bag_of_words = BagOfWords(config.model).to(self.device) if config.objective.bag_of_words else None
-        self.optimizer = make_optimizer(self.model, self.bag_of_words, options)
+        self.optimizer = make_optimizer(self.model, self.bag_of_words, options, self.precision)
         self.gradients = Gradients(self.model, self.bag_of_words, self.batches, config, self.device, self.precision)
         self.checkpoints = Checkpoints(run, options.keep_last, self.bag_of_words)
         self.progress = Progress()
@@ -439,15 +440,3 @@ def _progress(restored: Restored, latent_size: int) -> Progress:
     except (TypeError, KeyError, ValueError, RuntimeError):
         raise ModelError(f"{restored.path}: the state of another version of vrae. Go on with that one") from None
     return progress
-
-
-def make_optimizer(model: VRAE, bag_of_words: BagOfWords | None, options: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019); biases are not decayed."""
-    named = list(model.named_parameters())
-    if bag_of_words is not None:
-        named += list(bag_of_words.named_parameters("bag_of_words"))
-    groups: list[dict[str, Any]] = [
-        {"params": [(n, p) for n, p in named if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [(n, p) for n, p in named if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(0.9, 0.99), fused=True)

@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="of cost")
     parser.add_argument("--target", type=float, help="validation -elbo, nats per turn")
     parser.add_argument("--figure", type=Path)
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # `run --data .. plain` too
     if unknown := set(options.recipes) - RECIPES.keys():
         parser.error(f"no recipe {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)  # or processor seconds would be those of all threads

@@ -54,7 +54,8 @@ def test_texts_are_counted_as_they_are_written(corpus: Corpus, monkeypatch: pyte
     monkeypatch.setattr(module, "ROWS", 12)
     writer = Writer.fresh(corpus, CPU)
     writer.write([["hello"], ["see you"]], seed=1)
-    assert writer.lengths == [[24] * 12, [24] * 8]
+    assert writer.lengths[:2] == [[24] * 12, [24] * 8]
+    assert {length for texts in writer.lengths for length in texts} == {24}  # what is nearly the same is drawn again
     assert writer.products([["hello"], ["see you"]]).operations > 2 * 20 * 24 * len(corpus.tokenizer) * 256
 
 

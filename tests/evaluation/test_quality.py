@@ -136,7 +136,7 @@ class TestPerplexity:
     def test_does_not_depend_on_how_many_are_read_at_once(self, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
         judge, texts = pipeline(corpus, latent_size=0), [f"{word} you" for word in "hello yes no maybe see café".split()]
         whole = perplexity(judge, texts)
-        monkeypatch.setattr(quality, "ROWS", 4)
+        monkeypatch.setattr(quality, "_ROWS", 4)
         parts = perplexity(judge, (text for text in texts))
         assert parts.value == pytest.approx(whole.value, rel=1e-12)
         assert (parts.texts, parts.tokens) == (whole.texts, whole.tokens)

@@ -126,7 +126,7 @@ def make_optimizer(model: VRAE, bag_of_words: BagOfWords | None, options: TrainC
 
 
 def _gates(layer: nn.Module, parameter: nn.Parameter) -> int:
-    """How many matrices between hidden layers a parameter holds: none, if it is a bias or its rows are a table."""
-    if parameter.ndim < 2 or isinstance(layer, nn.Embedding):
+    """How many matrices between hidden layers a parameter holds: none, if it is a bias, empty, or its rows are a table."""
+    if parameter.ndim < 2 or not parameter.numel() or isinstance(layer, nn.Embedding):
         return 0
     return 3 if isinstance(layer, nn.GRU) else 1

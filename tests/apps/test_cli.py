@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vrae.apps import cli
 from vrae.apps.cli import main
 from vrae.apps.parser import configs
 
@@ -513,3 +514,18 @@ def test_a_closed_pipe_ends_quietly(workspace: Path) -> None:
 
 def test_configs_are_found_by_name() -> None:
     assert {"demo", "chitchat-vrae"} <= set(configs())
+
+
+@pytest.mark.parametrize(("policy", "spins"), [(None, "1000"), ("active", None)])
+def test_threads_do_not_wait_for_long_unless_told_to(
+    monkeypatch: pytest.MonkeyPatch, policy: str | None, spins: str | None
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # to be put back as it was
+        monkeypatch.delenv(name)
+    if policy:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    monkeypatch.setattr(cli, "main", lambda _: 0)
+    with pytest.raises(SystemExit):
+        cli.console([])
+    assert os.environ.get("GOMP_SPINCOUNT") == spins

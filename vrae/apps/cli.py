@@ -41,6 +41,10 @@ class _TerminatedError(BaseException):
 
 def console(argv: Sequence[str] | None = None) -> NoReturn:
     """`vrae`, as a process of its own."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Threads wait for each other by spinning. Beside another busy program that makes a step tens of times slower, for what
+        # is waited for stands in the queue; so they soon sleep instead. GNU's OpenMP reads it when torch is loaded.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     code = main(argv)
     if any(thread.name.startswith("vrae ") for thread in threading.enumerate()):
         # It is inside a library or waits for input; to tear it down with the interpreter would abort the process.

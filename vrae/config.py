@@ -296,7 +296,7 @@ class TrainConfig:
 
     Args:
         max_steps: optimiser steps; the learning-rate schedule ends here. 0: as many as max_minutes allow, judged by the
-            first 50 steps.
+            pace so far.
         max_minutes: stop after this many minutes of training, across resumes; 0: no limit.
         optimizer: `muon` (Jordan et al. 2024) for the matrices between hidden layers, with AdamW for embeddings, output layer
             and biases; or `adamw` (Loshchilov & Hutter 2019) for all, which wants a tenth of the learning rate.

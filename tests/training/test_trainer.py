@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -722,6 +723,22 @@ class TestEnd:
         # 64 steps fill a minute, so 97 % of it holds 62.
         assert (result.step, result.reason) == (62, "step 62 of 62")
         assert records(tmp_path / "run", "validation")[-1]["lr"] == pytest.approx(0.05 * 0.01)
+
+    @pytest.mark.parametrize(("slower", "steps"), [(1, 124), (4, 75)])
+    def test_by_minutes_comes_with_the_learning_rate_down_on_a_machine_that_slows(
+        self, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slower: int, steps: int
+    ) -> None:
+        """60 steps in 60/64 minutes; then, four times as slow, the remaining 0.97 * 2 - 60/64 minutes hold 15 or 16."""
+        looks = itertools.count()
+        fake = type(time)("time")
+        fake.perf_counter = time.perf_counter  # type: ignore[attr-defined]
+        fake.monotonic = lambda: 60 / 64 * ((n := next(looks)) + max(n - 60, 0) * (slower - 1))  # type: ignore[attr-defined]
+        monkeypatch.setattr(trainer, "time", fake)
+        result = fit(tmp_path / "run", corpus, train=dict(max_steps=0, max_minutes=2.0, log_every=1, validate_every=10_000))
+        assert result.step == pytest.approx(steps, abs=2)
+        assert result.reason == f"step {result.step} of {result.step}"
+        rates = [record["lr"] for record in records(tmp_path / "run", "train")]
+        assert rates[-1] < 0.1 * max(rates)
 
     def test_by_minutes_may_come_before_there_is_a_plan(self, corpus: Corpus, tmp_path: Path, clock: None) -> None:
         result = fit(tmp_path / "run", corpus, train=dict(max_steps=0, max_minutes=0.25))

@@ -37,7 +37,7 @@ from vrae.training.run_folder import DRY_RUN, corpus_info, fit_to_corpus, open_r
 from vrae.training.schedules import AggressivePhase, RateController, kl_weight, learning_rate
 from vrae.training.signals import InterruptedRunError, RunSignals
 
-_JUDGED_STEPS = 50  # after so many, max_steps 0 becomes a number
+_JUDGED_STEPS = 50  # from so many on, the pace says how many there will be
 
 
 @dataclass
@@ -46,7 +46,6 @@ class Progress:
 
     step: int = 0
     max_steps: int = 0  # the configuration's, or what max_minutes allow; 0: not known yet
-    planned_minutes: float = 0.0  # the max_minutes that max_steps was judged by; 0: it was not
     minutes: float = 0.0
     tokens: int = 0
     kl_weight: float = 0.05  # the controller's, where a target rate is set
@@ -156,8 +155,7 @@ class _Run:
             restored = self.checkpoints.restore(self.model, self.optimizer)
             self.progress = _progress(restored, config.model.latent_size)
             self.saved, warnings = (restored.path, restored.state), restored.warnings
-        if options.max_steps or self.progress.planned_minutes != options.max_minutes:
-            self.progress.max_steps, self.progress.planned_minutes = options.max_steps, 0.0
+        self.progress.max_steps = options.max_steps
         self.monitor = Monitor(run, self.progress.step, self.progress.max_steps, tensorboard=options.tensorboard, quiet=quiet)
         for line in warnings:
             self.monitor.warn(f"{line}; going on from step {self.progress.step}")
@@ -212,11 +210,11 @@ class _Run:
         return self.progress.step > 0 and self.progress.step % interval == 0
 
     def _plan(self) -> None:
-        """Judges the number of steps, where only minutes are given."""
+        """Judges the number of steps by the pace so far, where only minutes are given; before each step anew, since the
+        machine may get other work, and a learning rate that does not come down leaves a poor model."""
         options, progress = self.config.train, self.progress
-        if not progress.max_steps and progress.step >= _JUDGED_STEPS:
+        if not options.max_steps and progress.step >= _JUDGED_STEPS:
             progress.max_steps = max(int(0.97 * progress.step * options.max_minutes / progress.minutes), progress.step)
-            progress.planned_minutes = options.max_minutes
             self.monitor.expect(progress.max_steps)
 
     def _end(self) -> str:

@@ -135,7 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.data is None:
             parser.error("--data is needed, but for --report")
         torch.set_num_threads(options.threads)
-        table = Table(options)
+        try:
+            table = Table(options)
+        except UserError as error:
+            parser.error(str(error))
         for name in options.only or [*BASELINES, *models]:
             if name in models:
                 table.models(name, options.seeds)

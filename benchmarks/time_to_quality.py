@@ -208,7 +208,9 @@ def main() -> None:
     parser.add_argument("--figure", type=Path)
     options = parser.parse_intermixed_args()  # `run --data .. plain` too
     if unknown := set(options.recipes) - RECIPES.keys():
-        parser.error(f"no recipe {', '.join(sorted(unknown))}")
+        parser.error(f"no recipe {', '.join(sorted(unknown))}; there are {', '.join(RECIPES)}")
+    if options.job != "summary" and not (options.data and options.recipes):
+        parser.error(f"{options.job} needs --data and a recipe")
     torch.set_num_threads(1)  # or processor seconds would be those of all threads
     keep_memory()
     options.records.mkdir(parents=True, exist_ok=True)

@@ -164,6 +164,18 @@ class TestFolder:
             train(run_config(1), corpus, tmp_path, quiet=True)
         assert sorted(path.name for path in tmp_path.iterdir()) == [".precious.tmp-77", "precious"]
 
+    @pytest.mark.parametrize("missing", ["train.optimizer", "objective.beta"])
+    def test_of_a_version_that_knew_fewer_settings_is_not_taken_for_one_of_todays_defaults(
+        self, corpus: Corpus, tmp_path: Path, missing: str
+    ) -> None:
+        train(run_config(2), corpus, tmp_path, quiet=True)
+        record = json.loads((tmp_path / "run.json").read_bytes())
+        group, name = missing.split(".")
+        del record["config"][group][name]
+        (tmp_path / "run.json").write_text(json.dumps(record))
+        with pytest.raises(UserError, match=rf"another version of vrae: it does not tell {missing}\. Go on with that version"):
+            train(run_config(3), corpus, tmp_path, resume=True, quiet=True)
+
     def test_of_a_record_nested_a_hundred_thousand_deep_is_refused(self, corpus: Corpus, tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text("[" * 100_000)
         with pytest.raises(UserError, match="holds no run"):

@@ -62,6 +62,7 @@ def bench(data: str = "", model: str = "", device: str = "auto", seconds: float 
     Raises:
         UserError: no such corpus or model.
     """
+    kind = pick_device(device)
     with _corpus(data) as corpus:
         train = TrainConfig(device=device)
 
@@ -69,7 +70,6 @@ def bench(data: str = "", model: str = "", device: str = "auto", seconds: float 
             sizes = ModelConfig(hidden_size=_HIDDEN, context_size=_HIDDEN, context_turns=context_turns)
             return Step(RunConfig(model=sizes, batches=BatchConfig(tokens=8192), train=train), corpus)
 
-        kind = pick_device(device)
         writer = Writer.trained(load(model, str(kind))) if model else Writer.fresh(corpus, kind)
         note("training against its matrix products")
         plain = step(0)

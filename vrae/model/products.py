@@ -13,7 +13,7 @@ from torch.nn import functional as F
 def linear(inputs_BX: Tensor, weight_YX: Tensor, bias_Y: Tensor) -> Tensor:
     """F.linear, [B, Y]; without a gradient, in single precision on a CPU, by oneDNN where torch has it.
 
-    F.linear asks MKL for these products, which reaches a third of the rate on processors that are not Intel's.
+    F.linear asks MKL for these products, which is slower on processors that are not Intel's.
     """
     suits = inputs_BX.dtype == torch.float32 and inputs_BX.device.type == "cpu" and inputs_BX.numel() > 0
     if not suits or not _HAS_ONEDNN or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
@@ -36,7 +36,7 @@ def step_gru(gru: nn.GRU, inputs_BX: Tensor, state_LBH: Tensor) -> tuple[Tensor,
         a_ru, a_n = torch.split(linear(inputs_BX, w_in, b_in), sizes, 1)
         m_ru, m = torch.split(linear(h_BH, w_state, b_state), sizes, 1)
         r, u = torch.sigmoid(a_ru + m_ru).chunk(2, 1)
-        n = torch.addcmul(a_n, r, m).mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, in a quarter of its time
+        n = torch.addcmul(a_n, r, m).mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, in less time
         inputs_BX = torch.lerp(n, h_BH, u)
         states.append(inputs_BX)
     return inputs_BX, torch.stack(states)

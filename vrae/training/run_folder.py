@@ -115,7 +115,14 @@ def _compare(config: RunConfig, corpus: Corpus, run: Path) -> None:
             f"--resume: {corpus.path} is not the corpus this run was trained on ({source}); its bytes "
             "differ. Pass the --data of that run"
         )
-    changed = _changes(dataclasses.asdict(old), dataclasses.asdict(config))
+    settings = dataclasses.asdict(old)
+    unknown = [f"{group}.{name}" for group in settings for name in settings[group] if name not in then["config"].get(group, {})]
+    if unknown:  # today's defaults may not be what was done then
+        raise UserError(
+            f"--resume: {record} was written by another version of vrae: it does not tell {', '.join(unknown)}. Go on with that "
+            "version, or start a new run (--out)"
+        )
+    changed = _changes(settings, dataclasses.asdict(config))
     if changed:
         raise UserError(
             f"--resume: {', '.join(changed)}. A resumed run keeps its settings, but for its length, intervals and device; "

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 
 from vrae.config import BatchConfig, CleaningConfig, DecodingConfig, ModelConfig, PrepareConfig, ResponseConfig, SourceConfig
-from vrae.corpus.batches import TrainingBatches, Window
+from vrae.corpus.batches import TrainingBatches, Window, Windows
 from vrae.corpus.prepared import Corpus, Split, prepare
 from vrae.generation.responses import respond
 from vrae.generation.text_model import TextModel
@@ -191,7 +191,7 @@ def plan(turns: int, lengths: np.ndarray) -> Job:
     offsets = np.concatenate([[0], np.cumsum(rng.choice(lengths, turns))])
     dialogues = np.append(np.arange(0, turns, 16), turns)
     split = Split("train", np.zeros(48, np.uint16), offsets, dialogues, np.zeros(turns, np.uint8))
-    return Job(turns, turns, turns, lambda: TrainingBatches(split, BatchConfig(tokens=4096), 0, 0, 32).windows_of(0))
+    return Job(turns, turns, turns, lambda: Windows(split, BatchConfig(tokens=4096), 0).plan(np.random.default_rng(0)))
 
 
 def text(turns: int, corpus: Corpus, folder: Path) -> Job:

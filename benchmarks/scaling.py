@@ -13,11 +13,12 @@ Prediction: the seconds of a step are
     compute   operations of a share / rate + launches, times the expected share of the slowest of R processes
     reduce    2 (R - 1) / R x bytes / bandwidth + 2 log2(R) x latency
     host      making a share of the batch, as far as it is longer than what the GPU takes for the step before
-    plan      planning the turns of a step, which each process does for the whole corpus (R times a share)
+    plan      planning the turns of a step, which each process does for the whole corpus (R times a share), in a thread beside
+              the steps of the block before: as far as it takes longer than they
 
 and efficiency is the first of it on one GPU over all of it on R. The simulation draws the share of each process, in each step,
 from the measured ones, and the time of a step from a log-normal distribution around it; a ring or tree of messages begins when
-the last process has come. It plans block after block, when one comes to it.
+the last process has come. Each process plans a block while it learns from the one before.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ import torch.distributed as dist
 
 from vrae.apps.bench import Step
 from vrae.config import BatchConfig, ModelConfig, RunConfig, TrainConfig
-from vrae.corpus.batches import TrainingBatches
+from vrae.corpus.batches import TrainingBatches, Windows
 from vrae.corpus.prepared import Corpus, Split
 from vrae.model.vrae import VRAE
 from vrae.training.cost import layers
@@ -153,13 +154,10 @@ def main() -> None:
 def predict(work: Work, machine: Machine, count: int) -> dict[str, float]:
     """The seconds of a step on `count` processes."""
     compute = alone(work, machine) * slowest(work.shares, machine.spread, count)
-    make = work.make * work.tokens
-    return {
-        "compute": compute,
-        "reduce": reduce_seconds(work.bytes, machine, count),
-        "host": max(make - compute, 0.0),
-        "plan": work.plan * count * work.tokens / work.turn_tokens,
-    }
+    reduce = reduce_seconds(work.bytes, machine, count)
+    host = max(work.make * work.tokens - compute, 0.0)
+    plan = work.plan * count * work.tokens / work.turn_tokens
+    return {"compute": compute, "reduce": reduce, "host": host, "plan": max(plan - compute - reduce - host, 0.0)}
 
 
 def efficiency(work: Work, machine: Machine, seconds: dict[str, float]) -> float:
@@ -196,21 +194,21 @@ def simulate(work: Work, machine: Machine, count: int, steps: int, seed: int = 0
     """Mean seconds of a step: each process's own clock, which meets those of the others in the messages of an all-reduce."""
     rng = np.random.default_rng(seed)
     shares, base, make = np.array(work.shares), alone(work, machine), work.make * work.tokens
-    clock_R, host_R = np.zeros(count), np.zeros(count)
-    turns_left, per_step = 0.0, count * work.tokens / work.turn_tokens
-    for _ in range(steps):
-        while turns_left < per_step:
-            clock_R += work.plan * BLOCK_TURNS * rng.lognormal(0, machine.spread, count)
-            host_R = np.maximum(host_R, clock_R)
-            turns_left += BLOCK_TURNS
-        turns_left -= per_step
+    per_step = count * work.tokens / work.turn_tokens  # turns
+    block = max(min(int(BLOCK_TURNS / per_step), steps // 20), 1)  # steps
+    clock_R, host_R, ready_R = np.zeros((3, count))
+    opened = []
+    for step in range(steps + 1):
+        if step % block == 0:
+            clock_R = np.maximum(clock_R, ready_R)
+            ready_R = clock_R + work.plan * per_step * block * rng.lognormal(0, machine.spread, count)
+            opened.append((step, float(clock_R.max())))
         host_R = np.maximum(host_R, clock_R - base) + make  # one batch ahead of the GPU
         clock_R = np.maximum(clock_R, host_R)
         clock_R = clock_R + base * rng.choice(shares, count) * rng.lognormal(0, machine.spread, count)
         clock_R = meet(clock_R, work.bytes, machine)
-    planned = steps * per_step / (BLOCK_TURNS * math.ceil(steps * per_step / BLOCK_TURNS))
-    plans = work.plan * BLOCK_TURNS * math.ceil(steps * per_step / BLOCK_TURNS)  # the last block is not used up
-    return {"step": (clock_R.max() - plans * (1 - planned)) / steps}
+    (first, began), (last, ended) = opened[1], opened[-1]  # the first block is not waited for
+    return {"step": (ended - began) / (last - first)}
 
 
 def meet(clock_R: np.ndarray, size: int, machine: Machine) -> np.ndarray:
@@ -269,7 +267,7 @@ def planning(corpus: Corpus, config: ModelConfig) -> float:
     )
     large = Split("train", split.tokens, turns, dialogues, np.tile(split.speakers, times))
     began = time.process_time()
-    TrainingBatches(large, BatchConfig(), config.context_turns, 0, 1, block_turns=len(turns)).windows_of(0)
+    Windows(large, BatchConfig(), config.context_turns).plan(np.random.default_rng(0))
     return (time.process_time() - began) / len(turns)
 
 

@@ -495,6 +495,19 @@ def test_a_large_split_is_learnt_from_in_blocks_of_whole_dialogues(split: Split)
     assert len(firsts) > 1
 
 
+def test_the_next_block_is_planned_while_one_is_learnt_from(split: Split) -> None:
+    batches = training(split, block_turns=40)
+    batches.windows_of(0)
+    assert batches._coming
+    coming, opened = batches._coming.result(), batches.windows
+    assert coming.windows is not opened
+    for step in range(coming.first_step):
+        batches.windows_of(step)
+        assert batches.windows is opened
+    batches.windows_of(coming.first_step)
+    assert batches.windows is coming.windows
+
+
 @pytest.mark.parametrize("block_turns", [1, 40, 100])
 @CONTEXTS
 def test_blocks_hold_the_examples_of_the_split(split: Split, context_turns: int, block_turns: int) -> None:

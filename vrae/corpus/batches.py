@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -284,12 +285,24 @@ def _targets(turns: np.ndarray, most: int) -> tuple[int, int]:
     return count, tokens
 
 
+class _Planned(NamedTuple):
+    """A block in memory, and the batches that an epoch draws from it."""
+
+    block: int
+    windows: Windows
+    batches: list[np.ndarray]
+    first_step: int
+
+    def holds(self, step: int) -> bool:
+        return 0 <= step - self.first_step < len(self.batches)
+
+
 class TrainingBatches:
     """The endless stream of training batches, addressed by step: a pure function of (seed, step).
 
     Each epoch goes through the blocks of the split in an order of its own. No batch holds windows of two blocks, so the last
-    one of a block may be small. At the start the lengths of all turns are read once; from then on those of one block are in
-    memory.
+    one of a block may be small. At the start the lengths of all turns are read once; from then on those of two blocks are in
+    memory, the one in hand and the one after it, which a thread plans meanwhile.
 
     Args:
         split: of a prepared corpus.
@@ -329,35 +342,41 @@ class TrainingBatches:
         self._blocks = [block for block, (turns, _) in zip(pieces, counts, strict=True) if turns] or pieces[:1]
         self._steps = np.array([-(-tokens // config.tokens) for turns, tokens in counts if turns])
         self.batches_per_epoch = int(self._steps.sum())
-        self.windows = Windows(self._blocks[0].opened(), config, context_turns)
-        self._block, self._first_step = 0, 0
-        self._plan: list[np.ndarray] = []
+        self._planned = _Planned(0, Windows(self._blocks[0].opened(), config, context_turns), [], 0)
+        self._planner = ThreadPoolExecutor(1)
+        self._coming: Future[_Planned] | None = None
+
+    @property
+    def windows(self) -> Windows:
+        return self._planned.windows
 
     def windows_of(self, step: int) -> np.ndarray:
         """[B], which ones of `windows` are learnt from in `step`; opens their block."""
-        if not 0 <= step - self._first_step < len(self._plan):
-            self._open(step)
-        return self._plan[step - self._first_step]
+        if not self._planned.holds(step):
+            coming = self._coming.result() if self._coming else self._planned
+            self._coming = None
+            self._planned = coming if coming.holds(step) else self._plan(step, coming)
+            after = self._planned.first_step + len(self._planned.batches)
+            self._coming = self._planner.submit(self._plan, after, self._planned)
+        return self._planned.batches[step - self._planned.first_step]
 
-    def _open(self, step: int) -> None:
-        """Makes the block that `step` learns from the one in hand."""
+    def _plan(self, step: int, at_hand: _Planned) -> _Planned:
+        """The block that `step` learns from; that at hand may be the same, and is then not opened again."""
         epoch, place = divmod(step, self.batches_per_epoch)
         order = np.random.default_rng([self.seed, 3, epoch]).permutation(len(self._blocks))
         ends = np.cumsum(self._steps[order])
         nth = int(np.searchsorted(ends, place, side="right"))
         block = int(order[nth])
-        self._plan = []  # the old one goes before the new one comes
-        if block != self._block:
-            del self.windows
-            self.windows = Windows(self._blocks[block].opened(), self.config, self.context_turns)
-            self._block = block
-        self._plan = self.windows.plan(np.random.default_rng([self.seed, 0, epoch, block]))
-        self._first_step = step - place + int(ends[nth]) - len(self._plan)
+        windows = at_hand.windows
+        if block != at_hand.block:
+            windows = Windows(self._blocks[block].opened(), self.config, self.context_turns)
+        batches = windows.plan(np.random.default_rng([self.seed, 0, epoch, block]))
+        return _Planned(block, windows, batches, step - place + int(ends[nth]) - len(batches))
 
     def turns_of(self, step: int) -> np.ndarray:
         """[B], the turns of the split that are learnt from in `step`."""
         windows_B = self.windows_of(step)
-        turns_B: np.ndarray = self.windows.target_N[windows_B].astype(np.int64) + self._blocks[self._block].first_turn
+        turns_B: np.ndarray = self.windows.target_N[windows_B].astype(np.int64) + self._blocks[self._planned.block].first_turn
         return turns_B
 
     def size(self, step: int) -> tuple[int, int]:

@@ -119,8 +119,8 @@ def _compare(config: RunConfig, corpus: Corpus, run: Path) -> None:
     unknown = [f"{group}.{name}" for group in settings for name in settings[group] if name not in then["config"].get(group, {})]
     if unknown:  # today's defaults may not be what was done then
         raise UserError(
-            f"--resume: {record} was written by another version of vrae: it does not tell {', '.join(unknown)}. Go on with that "
-            "version, or start a new run (--out)"
+            f"--resume: {record} was written by another version of vrae: it does not tell {', '.join(unknown)}. Go on with "
+            "that version, or start a new run (--out)"
         )
     changed = _changes(settings, dataclasses.asdict(config))
     if changed:

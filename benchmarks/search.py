@@ -1,0 +1,127 @@
+"""The search for the models that come with the package: every run that was made, chosen on validation, in one table.
+
+    vrae prepare chitchat --out corpora/chitchat
+    python benchmarks/search.py --data corpora/chitchat --out runs/search NAME ...
+    python benchmarks/search.py --table
+
+Runs are named in benchmarks/search/runs.yaml: `base` is another run, and the rest is what differs from it, or from the
+defaults. Each is trained in `--out` (resumable: a second call goes on) and measured on the validation split;
+benchmarks/search/NAME.json is its record, and no run with a record is made again. `--table` writes benchmarks/search/README.md of all records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml  # type: ignore[import-untyped]
+
+from vrae.config import BatchConfig, RunConfig, from_dict
+from vrae.corpus.batches import Windows
+from vrae.corpus.prepared import Corpus
+from vrae.evaluation.likelihood import measure
+from vrae.evaluation.quality import reconstruction
+from vrae.files import to_json, write_file
+from vrae.generation.pipeline import Pipeline
+from vrae.training.trainer import train
+
+FOLDER = Path(__file__).parent / "search"
+MAX_TURN_TOKENS = 32  # of every turn that is measured, whatever a run was trained on
+K, TURNS, REBUILT = 50, 1000, 500
+
+
+def config_of(name: str, runs: dict[str, dict[str, Any]]) -> RunConfig:
+    """The configuration of a run, with that of its base under it."""
+    values: dict[str, dict[str, Any]] = {}
+    while name:
+        changes = dict(runs[name])
+        name = changes.pop("base", "")
+        for key, value in changes.items():
+            group, _, setting = key.partition(".")
+            values.setdefault(group, {}).setdefault(setting, value)
+    config: RunConfig = from_dict(RunConfig, values, "runs.yaml")
+    return config
+
+
+def make(name: str, config: RunConfig, corpus: Corpus, out: Path) -> dict[str, Any]:
+    """Trains and measures a run; returns its record."""
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, threads=1))
+    seconds = time.process_time()
+    result = train(config, corpus, out / name, resume=True)
+    seconds = time.process_time() - seconds
+    pipeline = Pipeline.load(out / name)
+    model = pipeline.model
+    batches = BatchConfig(tokens=4096, max_turn_tokens=MAX_TURN_TOKENS)
+    K_turns = model.config.context_turns
+    bound = measure(model, Windows(corpus["validation"], batches, K_turns), limit=TURNS, k=K if model.config.latent_size else 1)
+    record = {
+        "config": dataclasses.asdict(config),
+        "corpus": corpus.fingerprint,
+        "torch": torch.__version__,
+        "step": result.step,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": round(seconds),
+        **{key: value for key, value in dataclasses.asdict(bound).items() if "dimension" not in key},
+    }
+    if model.config.latent_size:
+        for longest in (8, 16):
+            short = Windows(corpus["validation"], dataclasses.replace(batches, max_turn_tokens=longest), K_turns)
+            quality = reconstruction(pipeline, (batch for _, batch in short.in_order(REBUILT)))
+            record |= {f"exact_{longest}": quality.exact, f"bleu_{longest}": quality.bleu}
+    return record
+
+
+def table(records: dict[str, dict[str, Any]], what: dict[str, str]) -> str:
+    """Markdown: a row for each run, those of a number of context turns together, the lowest nll_iw first."""
+    parts = [__doc__.split("\n", 1)[0] + "\n"]
+    for turns in sorted({record["config"]["model"]["context_turns"] for record in records.values()}):
+        parts.append(
+            f"\n## {turns} turns of context\n\n"
+            "| run | what | steps | million weights | nll_iw | -elbo | rate | active | aggregated KL | exact, 8 | BLEU, 16 |\n"
+            "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+        )
+        of_turns = {name: r for name, r in records.items() if r["config"]["model"]["context_turns"] == turns}
+        for name, r in sorted(of_turns.items(), key=lambda item: float(item[1]["nll_iw"])):
+            Z = r["latent_size"]
+            latent = f"{r['aggregated_kl']:.2f} | {r['exact_8']:.1%} | {r['bleu_16']:.3f}" if Z else "- | - | -"
+            parts.append(
+                f"| {name} | {what[name]} | {r['step']:,} | {r['parameters'] / 1e6:.2f} | {r['nll_iw']:.2f} "
+                f"({r['nll_iw_error']:.2f}) | {-r['elbo']:.2f} | {r['rate']:.2f} | {r['active_units']}/{Z} | {latent} |"
+            )
+    return "\n".join(parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="prepared chitchat")
+    parser.add_argument("--out", type=Path, help="folder of the runs")
+    parser.add_argument("--table", action="store_true", help="write the table")
+    parser.add_argument("names", nargs="*", help="of runs.yaml")
+    options = parser.parse_intermixed_args()
+    runs = yaml.safe_load((FOLDER / "runs.yaml").read_text())
+    if unknown := set(options.names) - runs.keys():
+        parser.error(f"no run {', '.join(sorted(unknown))} in runs.yaml; there are {', '.join(runs)}")
+    if options.names and not (options.data and options.out):
+        parser.error("a run needs --data and --out")
+    torch.set_num_threads(1)
+    for name in options.names:
+        record = FOLDER / f"{name}.json"
+        if not record.is_file():
+            write_file(record, to_json(make(name, config_of(name, runs), Corpus(options.data), options.out)))
+    if options.table:
+        paths = {name: FOLDER / f"{name}.json" for name in runs}
+        found = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+        changes = {
+            name: ", ".join(f"{key.split('.')[-1]} {value}" if key != "base" else value for key, value in runs[name].items())
+            for name in found
+        }
+        (FOLDER / "README.md").write_text(table(found, changes))
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@
 
 Runs are named in benchmarks/search/runs.yaml: `base` is another run, and the rest is what differs from it, or from the
 defaults. Each is trained in `--out` (resumable: a second call goes on) and measured on the validation split;
-benchmarks/search/NAME.json is its record, and no run with a record is made again. `--table` writes benchmarks/search/README.md of all records.
+benchmarks/search/NAME.json is its record, and no run with a record is made again. `--table` writes benchmarks/search/README.md.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def test_every_number_has_a_range(cls: type[Any]) -> None:
 @pytest.mark.parametrize(
     ("cls", "settings", "message"),
     [
-        (ModelConfig, dict(prior="mixture"), "model.prior mixture is learnt from a context"),
+        (ModelConfig, dict(prior="gaussian"), "model.prior gaussian is learnt from a context"),
         (ModelConfig, dict(prior="gaussian"), "needs model.context_turns of 1 or more"),
         (ModelConfig, dict(context_turns=1, batch_norm_scale=0.5), "set model.prior to standard"),
         (ModelConfig, dict(latent_size=1, flow_steps=2), "needs model.latent_size of 2 or more"),

@@ -137,8 +137,8 @@ class ModelConfig:
         tied_output: the output layer reuses the token embeddings, through a projection from H to E.
         dropout: share of the embeddings, of what passes between layers, and of the decoder's outputs set to zero, [0, 1).
         speakers: tell the context encoder, for every turn, whether its speaker is the one about to speak.
-        prior: p(z | c): `standard`, N(0, I) whatever the context; `gaussian`, learnt; `mixture`, a learnt mixture of Gaussians
-            (Gu et al. 2019); `auto`: standard without a context, gaussian with one.
+        prior: p(z | c): `standard`, N(0, I) whatever the context; `gaussian`, learnt from it; `mixture`, a learnt mixture of
+            Gaussians, of the context where there is one (Gu et al. 2019); `auto`: gaussian with a context, else standard.
         prior_components: Gaussians in the mixture.
         flow_steps: affine couplings that bend the Gaussian posterior (Rezende & Mohamed 2015; Dinh et al. 2017). 0: none.
         batch_norm_scale: hold each dimension of the posterior mean at this standard deviation over a batch, so that the rate
@@ -189,8 +189,8 @@ class ModelConfig:
         )
         _require(0 <= self.batch_norm_scale <= 100, f"model.batch_norm_scale must be in [0, 100]. Got {self.batch_norm_scale}")
         _require(
-            self.context_turns > 0 or self.prior_of_context == "standard",
-            f"model.prior {self.prior} is learnt from a context: it needs model.context_turns of 1 or more",
+            self.context_turns > 0 or self.prior_of_context != "gaussian",
+            "model.prior gaussian is learnt from a context: it needs model.context_turns of 1 or more",
         )
         _require(
             not self.batch_norm_scale or self.prior_of_context == "standard",

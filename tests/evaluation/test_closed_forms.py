@@ -266,6 +266,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "reply": {"latent_size": 2, "context_turns": 2},
     "mixture prior, one dimension": {"latent_size": 1, "context_turns": 2, "prior": "mixture", "prior_components": 3},
     "mixture prior, two dimensions": {"latent_size": 2, "context_turns": 2, "prior": "mixture", "prior_components": 2},
+    "mixture prior, no context": {"latent_size": 2, "prior": "mixture", "prior_components": 2},
     "flow and mixture": {"latent_size": 2, "context_turns": 2, "prior": "mixture", "prior_components": 2, "flow_steps": 3},
 }
 

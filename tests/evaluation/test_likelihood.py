@@ -32,6 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "autoencoder": {"context_turns": 0},
     "reply": {"context_turns": 2},
     "mixture prior": {"context_turns": 2, "prior": "mixture", "prior_components": 3},
+    "mixture without context": {"context_turns": 0, "prior": "mixture", "prior_components": 3},
     "flow posterior": {"context_turns": 0, "flow_steps": 2},
     "no latent": {"context_turns": 2, "latent_size": 0},
 }
@@ -222,7 +223,7 @@ class TestEveryTurnOnce:
 
 
 class TestInformation:
-    @pytest.mark.parametrize("kind", ["autoencoder", "reply", "mixture prior", "flow posterior"])
+    @pytest.mark.parametrize("kind", ["autoencoder", "reply", "mixture prior", "mixture without context", "flow posterior"])
     def test_is_that_of_the_posteriors_at_the_first_draw(self, kind: str) -> None:
         model, few = tiny_model(**KINDS[kind]), Few(KINDS[kind]["context_turns"], 4, order=[8, 2, 0, 1, 7, 3, 5, 4, 6])
         with torch.no_grad():
@@ -265,7 +266,7 @@ class TestBounds:
             assert bound.nats_per_dialogue == pytest.approx(nats / 3, abs=1e-11)
             assert bound.collapse.state == "no latent"
 
-    @pytest.mark.parametrize("kind", ["autoencoder", "reply", "mixture prior", "flow posterior"])
+    @pytest.mark.parametrize("kind", ["autoencoder", "reply", "mixture prior", "mixture without context", "flow posterior"])
     def test_are_in_their_order(self, kind: str) -> None:
         bound = bound_of(Few(KINDS[kind]["context_turns"]), tiny_model(**KINDS[kind]), k=200)
         assert bound.nll_iw is not None

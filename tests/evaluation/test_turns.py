@@ -19,6 +19,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "autoencoder": {"context_turns": 0},
     "reply": {"context_turns": 2},
     "mixture prior": {"context_turns": 2, "prior": "mixture", "prior_components": 3},
+    "mixture without context": {"context_turns": 0, "prior": "mixture", "prior_components": 3},
     "flow posterior": {"context_turns": 0, "flow_steps": 2},
     "flow and mixture": {"context_turns": 2, "prior": "mixture", "flow_steps": 3},
     "no latent": {"context_turns": 2, "latent_size": 0},

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from vrae.model.gaussian import Gaussian, divergence, join, repeat, select
-from vrae.model.mixture import GaussianMixture, MixturePrior
+from vrae.model.mixture import FreeMixture, GaussianMixture, MixturePrior
 
 
 def random_mixture(B: int = 4, M: int = 3, Z: int = 2, seed: int = 0) -> GaussianMixture:
@@ -114,3 +114,33 @@ def test_the_density_has_gradients_in_all_parameters() -> None:
     prior = MixturePrior(5, 2, 7, components=3)
     prior(torch.randn(4, 5)).log_prob(torch.randn(4, 2)).sum().backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in prior.parameters())
+
+
+def test_without_a_context_it_is_the_same_for_every_turn_and_learns_what_is_not_normal() -> None:
+    """Fitted to two far clumps, of weight one to three, it finds their weights, means and variances."""
+    torch.manual_seed(0)
+    prior = FreeMixture(1, components=2).double()
+    mixture = prior(torch.zeros(5, 0).double())
+    assert all(torch.equal(part, part[:1].expand_as(part)) for part in mixture)
+    draw_N = torch.rand(4000).double() < 0.25
+    z_N1 = torch.where(draw_N, -3 + 0.5 * normal(4000), 2 + normal(4000, seed=2))[:, None]
+    optimizer = torch.optim.Adam(prior.parameters(), lr=0.05)
+    for _ in range(600):
+        optimizer.zero_grad()
+        loss = -prior(torch.zeros(len(z_N1), 0)).log_prob(z_N1).mean()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        mixture = prior(torch.zeros(1, 0))
+    order = mixture.means_BMZ[0, :, 0].argsort()
+    assert mixture.log_weight_BM[0].exp()[order].tolist() == pytest.approx([0.25, 0.75], abs=0.03)
+    assert mixture.means_BMZ[0, order, 0].tolist() == pytest.approx([-3, 2], abs=0.1)
+    assert mixture.log_vars_BMZ[0, order, 0].exp().tolist() == pytest.approx([0.25, 1], rel=0.15)
+
+
+def test_before_training_a_mixture_without_context_is_not_far_from_standard() -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        mixture = FreeMixture(16, components=20)(torch.zeros(1, 0))
+        assert mixture.mean_BZ.abs().max() < 0.5
+        assert 0.5 < float(mixture.log_var_BZ.exp().mean()) < 1.5

@@ -1,10 +1,14 @@
-"""A mixture of Gaussians as the prior of a reply: one context, several kinds of answer (Gu et al. 2019, section 3.2).
+"""A mixture of Gaussians as the prior: one context, several kinds of answer (Gu et al. 2019, section 3.2).
+
+Without a context it is one mixture for all turns, which can come nearer than N(0, I) to what the posteriors of many turns make
+together (the Gaussian mixture that Tomczak & Welling 2018, section 4, hold against theirs).
 
 Shape legend: B examples, M components, Z latent dimensions, X input features.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -79,3 +83,27 @@ class MixturePrior(nn.Module):
         means_BMZ, log_vars_BMZ = out_BX.view(len(out_BX), self.components, -1).chunk(2, dim=-1)
         log_weight_BM = self.weight(hidden_BX).to(self.out.weight.dtype).log_softmax(-1)
         return GaussianMixture(log_weight_BM, means_BMZ, log_vars_BMZ.clamp(*LOG_VAR_RANGE))
+
+
+class FreeMixture(nn.Module):
+    """p(z), the same for every turn: each component's weight, mean and log variance are learnt as they are.
+
+    Args:
+        latent_size: Z.
+        components: M.
+    """
+
+    def __init__(self, latent_size: int, components: int) -> None:
+        super().__init__()
+        self.weight = nn.Embedding(components, 1)  # logarithms, to within a constant
+        self.mean = nn.Embedding(components, latent_size)
+        self.log_var = nn.Embedding(components, latent_size)
+        nn.init.zeros_(self.weight.weight)
+        nn.init.normal_(self.mean.weight, std=0.5)  # as a whole, not far from N(0, I)
+        nn.init.constant_(self.log_var.weight, math.log(0.75))
+
+    def forward(self, features_BX: Tensor) -> GaussianMixture:
+        rows = len(features_BX)
+        log_weight_M = self.weight.weight[:, 0].log_softmax(0)
+        means_MZ, log_vars_MZ = self.mean.weight, self.log_var.weight.clamp(*LOG_VAR_RANGE)
+        return GaussianMixture(*(part.expand(rows, *part.shape) for part in (log_weight_M, means_MZ, log_vars_MZ)))

@@ -1,6 +1,6 @@
 """The model: one turn x given the K turns before it, through a latent z.
 
-    z ~ p(z | c)          prior       N(0, I) when K = 0, a learnt Gaussian (or mixture) of the context when K >= 1
+    z ~ p(z | c)          prior       N(0, I) when K = 0, a learnt Gaussian of the context when K >= 1; or a learnt mixture
     x ~ p(x | z, c)       decoder     a GRU; z and c start its state and enter every step
     q(z | x, c)           posterior   a Gaussian (or flow) read off a GRU encoding of x, and c
     c = ContextGRU(TurnGRU(u_1) .. TurnGRU(u_K))
@@ -25,7 +25,7 @@ from vrae.model.decoder import Decoder
 from vrae.model.encoder import ContextEncoder, TurnEncoder
 from vrae.model.flow import FlowPosterior
 from vrae.model.gaussian import Density, DiagonalGaussian, StandardPrior, divergence
-from vrae.model.mixture import MixturePrior
+from vrae.model.mixture import FreeMixture, MixturePrior
 
 
 class ElboTerms(NamedTuple):
@@ -81,8 +81,10 @@ class VRAE(nn.Module):
                 )
             if config.prior_of_context == "gaussian":
                 self.prior = DiagonalGaussian(context_size, config.latent_size, context_size)
-            elif config.prior_of_context == "mixture":
+            elif config.prior_of_context == "mixture" and context_size:
                 self.prior = MixturePrior(context_size, config.latent_size, context_size, config.prior_components)
+            elif config.prior_of_context == "mixture":
+                self.prior = FreeMixture(config.latent_size, config.prior_components)
         self.decoder = Decoder(embedding, config)
 
     def forward(self, batch: Batch, noise_BZ: Tensor | None = None) -> ElboTerms:

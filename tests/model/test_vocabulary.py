@@ -25,7 +25,7 @@ def plain(features_PE: Tensor, weight_VE: Tensor, bias_V: Tensor, targets_P: Ten
 
 @pytest.mark.parametrize("chunk", [1, 4, 9, 100])
 def test_values_and_gradients_are_those_of_the_plain_formula(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vrae.model.vocabulary, "_CHUNK", chunk)
+    monkeypatch.setattr(vrae.model.vocabulary, "_CHUNK", {"cpu": chunk})
     *inputs, targets_P = setting()
     factors_P = torch.randn(P, dtype=torch.float64)
     found, expected = (function(*inputs, targets_P) for function in (log_likelihood, plain))  # type: ignore[arg-type]
@@ -41,7 +41,7 @@ def test_gradients_are_the_slopes() -> None:
 
 
 def test_without_gradients_the_values_are_the_same_and_no_matrix_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vrae.model.vocabulary, "_CHUNK", 4)
+    monkeypatch.setattr(vrae.model.vocabulary, "_CHUNK", {"cpu": 4})
     *inputs, targets_P = setting()
     expected = log_likelihood(*inputs, targets_P)  # type: ignore[arg-type]
     with torch.no_grad():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK = 128  # tokens whose logits are in memory at once; larger blocks leave the cache and are slower
+_CHUNK = {"cpu": 128, "cuda": 8192}  # tokens whose logits are in memory at once: on a CPU, in its cache
 _SMALLEST = 1e-30  # probabilities below are nearly out of float32's range, and their logarithm is taken another way
 
 
@@ -37,13 +37,14 @@ class _LogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features_PE: Tensor, weight_VE: Tensor, bias_V: Tensor, targets_P: Tensor, learns: bool) -> Tensor:
         (P, _), V, dtype = features_PE.shape, len(weight_VE), features_PE.dtype
+        C = _CHUNK[features_PE.device.type]
         w_EV, b_V = weight_VE.to(dtype).t(), bias_V.to(dtype)
         log_prob_P = bias_V.new_empty(P)
-        errors_PV = features_PE.new_empty(P if learns else min(P, _CHUNK), V)
-        for start in range(0, P, _CHUNK):
-            targets_C1 = targets_P[start : start + _CHUNK, None]
-            errors_CV = errors_PV[start : start + _CHUNK] if learns else errors_PV[: len(targets_C1)]
-            logits_CV = torch.addmm(b_V, features_PE[start : start + _CHUNK], w_EV, out=errors_CV)
+        errors_PV = features_PE.new_empty(P if learns else min(P, C), V)
+        for start in range(0, P, C):
+            targets_C1 = targets_P[start : start + C, None]
+            errors_CV = errors_PV[start : start + C] if learns else errors_PV[: len(targets_C1)]
+            logits_CV = torch.addmm(b_V, features_PE[start : start + C], w_EV, out=errors_CV)
             probabilities_CV = torch.softmax(logits_CV, -1, dtype=bias_V.dtype)
             probability_C1 = probabilities_CV.gather(1, targets_C1)
             log_prob_C1 = probability_C1.log()
@@ -51,7 +52,7 @@ class _LogLikelihood(torch.autograd.Function):
             if small_C1.is_cuda or small_C1.any():  # a GPU would have to be waited for
                 logits = logits_CV.to(bias_V.dtype)
                 log_prob_C1 = torch.where(small_C1, logits.gather(1, targets_C1) - logits.logsumexp(-1, True), log_prob_C1)
-            log_prob_P[start : start + _CHUNK] = log_prob_C1[:, 0]
+            log_prob_P[start : start + C] = log_prob_C1[:, 0]
             if learns:
                 errors_CV.copy_(probabilities_CV.scatter_(1, targets_C1, probability_C1 - 1))
         if learns:

@@ -7,6 +7,7 @@ Whatever the number of parts and processes, the gradient is that of the mean ove
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vrae.config import RunConfig
-from vrae.corpus.batches import TrainingBatches
+from vrae.corpus.batches import Batch, TrainingBatches
 from vrae.distributed import add_up, rank, world
 from vrae.errors import UserError, is_out_of_memory
 from vrae.evaluation.information import offsets
@@ -50,6 +51,7 @@ class Gradients:
         modules = [model] if bag_of_words is None else [model, bag_of_words]
         self.parameters: list[nn.Parameter] = [p for module in modules for p in module.parameters()]
         self.buffers = [buffer for module in modules for buffer in module.buffers()]
+        self._made: tuple[tuple[int, int], list[tuple[int, Batch, Tensor]]] = (-1, 0), []  # (step, parts), and `_make` of it
 
     def of(self, step: int, weight: float, *, pretraining: bool) -> tuple[Tensor, list[Tensor]]:
         """Of the mean over the batch of `step`; nothing waits for the device.
@@ -100,22 +102,29 @@ class Gradients:
         moved = []
         for parameter in self.parameters:
             parameter.grad = None
+        made_for, made = self._made
+        for i, batch, noise_BX in made if made_for == (step, self.parts) else self._make(step):
+            torch.manual_seed(mix(seed, step, i))  # dropout
+            noise_SBZ = noise_BX.view(len(noise_BX), *self.noise_shape).transpose(0, 1).to(self.device)
+            noise_SBZ = torch.zeros_like(noise_SBZ) if pretraining else noise_SBZ
+            with self._autocast():
+                loss, terms, inferred = objective(
+                    self.model, self.bag_of_words, batch.to(self.device), noise_SBZ, weight, self.config.objective
+                )
+            share = len(terms.distortion_B) / turns
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                nats += torch.stack((loss * (share * turns), terms.distortion_B.sum(), terms.rate_BZ.sum())).detach()
+                moved.append(offsets(inferred.posterior, inferred.prior))
+        self._made = (step + 1, self.parts), list(self._make(step + 1))  # while a GPU works
+        return nats, moved
+
+    def _make(self, step: int) -> Iterator[tuple[int, Batch, Tensor]]:
+        """The number, batch and noise of each of this process's parts of a step; one without windows is left out."""
         mine = self.parts // world()
         for i in range(rank() * mine, (rank() + 1) * mine):
-            for batch, noise_BX in self.batches.parts(step, self.parts, [i]):  # one, or none where windows are few
-                torch.manual_seed(mix(seed, step, i))  # dropout
-                noise_SBZ = noise_BX.view(len(noise_BX), *self.noise_shape).transpose(0, 1).to(self.device)
-                noise_SBZ = torch.zeros_like(noise_SBZ) if pretraining else noise_SBZ
-                with self._autocast():
-                    loss, terms, inferred = objective(
-                        self.model, self.bag_of_words, batch.to(self.device), noise_SBZ, weight, self.config.objective
-                    )
-                share = len(terms.distortion_B) / turns
-                (loss * share).backward()  # type: ignore[no-untyped-call]
-                with torch.no_grad():
-                    nats += torch.stack((loss * (share * turns), terms.distortion_B.sum(), terms.rate_BZ.sum())).detach()
-                    moved.append(offsets(inferred.posterior, inferred.prior))
-        return nats, moved
+            for batch, noise_BX in self.batches.parts(step, self.parts, [i]):
+                yield i, batch, noise_BX
 
     def _share(self) -> None:
         """Adds up the gradients of all processes, of which one may have had no part; running moments are averaged."""

@@ -240,7 +240,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate_of_step
         self.model.train()
-        turns, tokens = self.batches.size(step)
+        turns_B, (turns, tokens) = self.batches.turns_of(step), self.batches.size(step)
         parts = self.gradients.parts
         sums, moved = self.gradients.of(step, weight, pretraining=pretraining)
         if self.gradients.parts > parts:
@@ -263,10 +263,10 @@ class _Run:
                 self.active.add(offsets_BZ)
             if not pretraining:
                 self._steer(nats, nats_rate, turns, tokens)
-            self.watch.finite(progress.step, nats / tokens, self.batches.turns_of(step))
+            self.watch.finite(progress.step, nats / tokens, turns_B)
         else:
             progress.skipped += 1
-            self.watch.not_finite(progress.step, progress.skipped, self.batches.turns_of(step))
+            self.watch.not_finite(progress.step, progress.skipped, turns_B)
         progress.tokens += tokens
         for key, value in {
             "turns": turns if finite else 0,

@@ -276,13 +276,12 @@ def _explore(service: Service, chart: LatentMap) -> None:
 def _drawn(service: Service) -> None:
     """What a model without a latent can show instead of a map."""
     _html(fragments.note(f"{_NO_LATENT} It can draw turns as they come:"))
-    draw, found = gr.Button("Draw some turns", elem_classes="v-go"), _html("")
-    _on(
-        draw.click,
-        lambda: fragments.lines((one["text"], fragments.bits(one["log_prob"])) for one in service.sample(_SHOWN)["samples"]),
-        None,
-        found,
-    )
+    go, found = gr.Button("Draw some turns", elem_classes="v-go"), _html("")
+
+    def draw() -> str:
+        return fragments.lines((one["text"], fragments.bits(one["log_prob"])) for one in service.sample(_SHOWN)["samples"])
+
+    _on(go.click, draw, None, found)
 
 
 def _only_in_context(service: Service) -> bool:

@@ -7,6 +7,7 @@ comes then is told that the server is busy.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -57,9 +58,9 @@ def serve(
     user = _user(auth)
     if share and not user:
         raise UserError("--share puts the page on the internet: say who may use it with --auth NAME:PASSWORD")
-    in_range("--port", port, 1, 65535)
+    _check_free(host, port)
     try:
-        import gradio  # noqa: F401  (the page is made of it)
+        from gradio.route_utils import FnIndexInferError
     except ImportError:
         raise UserError("serve needs gradio: pip install 'vrae[serve]'") from None
     from vrae.apps.page import build, theme
@@ -69,7 +70,9 @@ def serve(
     name = Path(model).resolve().name if os.path.exists(model) else model
     style = (_ASSETS / "page.css").read_text(encoding="utf-8")
     page = build(Service(pipeline, name, styles), chart, Path(model))
-    page.queue(max_size=_WAITING, default_concurrency_limit=1)
+    page.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)  # open, /run/ would be a way past the queue
+    # after each request gradio would make a table of all that ever came, for a monitor that is off here
+    page._queue.compute_analytics_summary = lambda records: None
     os.environ.pop("GRADIO_ALLOWED_PATHS", None)  # gradio would hand out what lies there
     try:
         _, local, public = page.launch(
@@ -91,6 +94,7 @@ def serve(
             mcp_server=False,
             enable_monitoring=False,
             pwa=False,
+            app_kwargs={"exception_handlers": {KeyError: _unknown, FnIndexInferError: _unknown, TypeError: _unfit}},
             theme=theme(),
             head=f"<style>{style}</style>",  # as css, gradio would rewrite its selectors
         )
@@ -114,6 +118,33 @@ class Served:
 
     def close(self) -> None:
         self._page.close(verbose=False)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises UserError where nobody could listen, before anything is loaded for it."""
+    in_range("--port", port, 1, 65535)
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"--host {host} --port {port}: cannot listen there ({error!s:.60}). Choose another --port") from None
+
+
+def _unknown(request: Any, error: Exception) -> Any:
+    """gradio looks up what a stranger named, and would answer 500 where there is no such thing."""
+    return _refusal(404, "there is no such job here: /gradio_api/info lists them")
+
+
+def _unfit(request: Any, error: Exception) -> Any:
+    return _refusal(400, "the names of the values do not fit the job: /gradio_api/info lists them")
+
+
+def _refusal(status: int, problem: str) -> Any:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse({"error": problem}, status)
 
 
 def warn_of_strangers(host: str, auth: str) -> None:

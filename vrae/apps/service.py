@@ -87,8 +87,7 @@ class Service:
 
     def interpolate(self, texts: list[str], steps: int = 7, method: str = "slerp", context: list[str] | None = None) -> Result:
         """The path between two turns in the latent space."""
-        need_list("texts", texts)
-        in_range("number of texts", len(texts), 2, 2)
+        _need("interpolate", texts, 2)
         in_range("steps", steps, 2, MAX_POINTS)
         path = self.pipeline.interpolate(*texts, steps, method=method, context=_turns(context))  # type: ignore[arg-type]  # it checks the method
         return {"steps": [dataclasses.asdict(step) for step in path]}
@@ -108,8 +107,7 @@ class Service:
 
     def analogy(self, texts: list[str]) -> Result:
         """The turn at a - b + c: as a is to b, it is to c."""
-        need_list("texts", texts)
-        in_range("number of texts", len(texts), 3, 3)
+        _need("analogy", texts, 3)
         return {"texts": texts, **dataclasses.asdict(self.pipeline.analogy(*texts))}
 
     def encode(self, text: str, context: list[str] | None = None) -> Result:
@@ -141,6 +139,12 @@ def _decoding(temperature: float, top_p: float) -> DecodingConfig:
     """Raises UserError for what is no number, or out of range."""
     settings: DecodingConfig = from_dict(DecodingConfig, {"temperature": temperature, "top_p": top_p}, "decoding")
     return settings
+
+
+def _need(job: str, texts: list[str], count: int) -> None:
+    need_list("texts", texts)
+    if len(texts) != count:
+        raise UserError(f"{job} takes {count} turns. Got {len(texts)}")
 
 
 def _turns(context: list[str] | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import json
@@ -248,10 +249,10 @@ class TestStrangers:
         body = (
             b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n' + b"a" * 5_000_000 + b"\r\n--x--\r\n"
         )
-        try:
-            assert status(served, "gradio_api/upload", body, **{"Content-Type": "multipart/form-data; boundary=x"}) == 413
-        except urllib.error.URLError as error:
-            assert isinstance(error.reason, OSError)  # refused before all of it was sent
+        refused = 413
+        with contextlib.suppress(urllib.error.URLError):  # closed before all of it was sent
+            refused = status(served, "gradio_api/upload", body, **{"Content-Type": "multipart/form-data; boundary=x"})
+        assert refused == 413
         assert answers(served)
 
     def test_another_site_may_not_ask_through_a_visitors_browser(self, served: Served) -> None:
@@ -279,9 +280,11 @@ class TestStrangers:
             thread.join()
         assert set(codes) == {200, 503}
         assert codes.count(200) >= 16
-        while status(served, "gradio_api/call/v2/about", b"{}", **JSON) == 503:
+        answered = False
+        while not answered:  # as soon as there is room
             time.sleep(0.2)
-        assert answers(served)
+            with contextlib.suppress(urllib.error.HTTPError):
+                answered = answers(served)
 
     def test_one_who_leaves_in_the_middle_harms_nobody(self, served: Served) -> None:
         host = served.local.removeprefix("http://").rstrip("/")

@@ -60,9 +60,11 @@ def serve(
         raise UserError("--share puts the page on the internet: say who may use it with --auth NAME:PASSWORD")
     _check_free(host, port)
     try:
-        from gradio.route_utils import FnIndexInferError
+        import gradio  # noqa: F401  (the page is made of it)
     except ImportError:
         raise UserError("serve needs gradio: pip install 'vrae[serve]'") from None
+    from gradio.route_utils import FnIndexInferError
+
     from vrae.apps.page import build, theme
 
     chart = latent_map(pipeline, model, data, _SENTENCES) if pipeline.model.config.latent_size else None

@@ -326,7 +326,7 @@ def _job(name: str) -> Callable[[Namespace], int]:
 
 
 JOBS = (
-    *("respond", "chat", "sample", "reconstruct", "interpolate", "variations", "analogy", "encode", "score"),
+    *("respond", "chat", "serve", "sample", "reconstruct", "interpolate", "variations", "analogy", "encode", "score"),
     *("neighbours build", "neighbours query", "attributes learn", "attributes move", "plot"),
     *("compress", "decompress", "evaluate"),
 )

@@ -8,6 +8,7 @@ runs.
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,6 +69,33 @@ def chat(values: Namespace) -> int:
         background=_background(values),
         as_json=values.json,
     )
+
+
+def serve(values: Namespace) -> int:
+    from vrae.apps.serve import serve, warn_of_strangers
+    from vrae.generation.pipeline import DEMO_MODEL
+
+    if values.name and values.model:
+        raise UserError(f"a model is given twice: {values.name} and --model {values.model}. Leave one out")
+    values.model = values.model or values.name or DEMO_MODEL
+    auth = values.auth or os.environ.get("VRAE_AUTH", "")
+    served = serve(
+        _load(values, values.model, values.max_seconds),
+        values.model,
+        data=values.data,
+        attributes=values.attributes,
+        host=values.host,
+        port=values.port,
+        share=values.share,
+        auth=auth,
+    )
+    warn_of_strangers(values.host, auth)
+    if values.json:
+        print_json({"url": served.local, "share_url": served.public})
+    else:
+        print(f"{served.public or served.local}    (Ctrl-C ends it)", flush=True)
+    served.wait()
+    return 0
 
 
 def sample(values: Namespace) -> int:
@@ -363,11 +391,12 @@ def evaluate(values: Namespace) -> int:
     return 0
 
 
-def _load(values: Namespace, model: str | None = None) -> Pipeline:
+def _load(values: Namespace, model: str | None = None, max_seconds: float | None = None) -> Pipeline:
     from vrae.generation.pipeline import DEMO_MODEL, load
     from vrae.training.hardware import pick_device
 
-    return load(values.model or DEMO_MODEL if model is None else model, str(pick_device(values.device)))
+    device = str(pick_device(values.device))
+    return load(values.model or DEMO_MODEL if model is None else model, device, max_seconds=max_seconds)
 
 
 def _background(values: Namespace) -> Pipeline | None:

@@ -167,6 +167,7 @@ def _add_text_jobs(add: Callable[..., ArgumentParser]) -> None:
     chat = add("chat", "Talk with a model in the terminal; /help lists its commands.", "vrae chat --seed 1")
     _add_responses(chat, "replies are drawn to each line, of which the best is said and /n shows more")
     chat.set_defaults({"rank": "mmi", "candidates": 4})  # by likelihood, what is said would be the shortest reply
+    _add_serve(add("serve", "A page in the browser and a JSON API: talk, walk the latent space.", "vrae serve run --port 7860"))
     sample = add("sample", "Turns drawn from the prior.", "vrae sample -n 5 --seed 1")
     _add_generation(sample, "turns")
     reconstruct = add("reconstruct", "Encode a turn and decode it again.", 'vrae reconstruct "how are you today?" -n 3')
@@ -223,6 +224,22 @@ def _add_text_jobs(add: Callable[..., ArgumentParser]) -> None:
         coder.add_argument("--out", type=str, required=True, help="the file to write")
         coder.add_argument("--quiet", action="store_true", help="no bar")
         _add_model(coder)
+
+
+def _add_serve(serve: ArgumentParser) -> None:
+    serve.add_argument("name", nargs="?", type=str, default="", help="a model or a run; as --model")
+    serve.add_argument("--host", type=str, default="127.0.0.1", help="the address to listen at; 0.0.0.0: all of this machine")
+    serve.add_argument("--port", type=int, default=7860, help="of it")
+    serve.add_argument(
+        "--auth", type=str, default="", help="NAME:PASSWORD to ask for; default: what VRAE_AUTH holds, if anything"
+    )
+    serve.add_argument("--share", action="store_true", help="a public address too, through gradio's relay; only with --auth")
+    serve.add_argument(
+        "--data", type=str, default="", help="a prepared corpus for the map; default: the run's, else drawn turns"
+    )
+    serve.add_argument("--attributes", nargs="*", type=str, default=[], help="styles: files that vrae attributes learn wrote")
+    serve.add_argument("--max_seconds", type=float, default=20.0, help="a request that takes longer is ended")
+    _add_model(serve)
 
 
 def _add_latent_jobs(add: Callable[..., ArgumentParser], group: Callable[[str, str], Any]) -> None:

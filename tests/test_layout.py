@@ -21,7 +21,7 @@ ORDER = {
         *("gaussian", "mixture", "flow", "encoder", "decoder", "vrae", "bound", "folder"),
     ],
     "generation": [
-        *("deadline", "decoding", "latent", "text_model", "responses", "pipeline"),
+        *("deadline", "decoding", "latent", "text_model", "card", "hub", "publishing", "responses", "pipeline"),
         *("vector_search", "neighbours", "attributes"),
     ],
     "evaluation": [

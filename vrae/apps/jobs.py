@@ -342,6 +342,22 @@ def decompress(values: Namespace) -> int:
     return 0
 
 
+def push(values: Namespace) -> int:
+    from vrae.generation.pipeline import DEMO_MODEL
+
+    pipeline, report = _load(values), values.report
+    if not report:
+        beside = (Path(values.model or DEMO_MODEL) / place / "report.json" for place in ("report", ""))
+        report = next((str(path) for path in beside if path.is_file()), "")
+    options = {"report": report or None, "license": values.license, "language": values.language}
+    if values.card:
+        print(pipeline.card(values.id, **options))
+        return 0
+    url = pipeline.push_to_hub(values.id, private=values.private or None, revision=values.revision, **options)
+    print_json({"id": values.id, "url": url}) if values.json else print(f"uploaded: {url}\nto use it: vrae.load({values.id!r})")
+    return 0
+
+
 def evaluate(values: Namespace) -> int:
     from vrae.apps.evaluate import evaluate
     from vrae.corpus.prepared import Corpus

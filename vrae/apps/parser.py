@@ -136,6 +136,16 @@ def build_parser(chitchat: bool = False) -> ArgumentParser:
         )
     evaluate.add_argument("--quiet", action="store_true", help="no bar")
 
+    push = add("push", "Publish a model on the Hugging Face Hub, with a card.", "vrae push owner/name --model run --private")
+    push.add_argument("id", type=str, help="owner/name of the repository; made where there is none")
+    push.add_argument("--private", action="store_true", help="make the repository private")
+    push.add_argument("--revision", type=str, default="", help="a branch; made where there is none; default: main")
+    push.add_argument("--report", type=str, default="", help="what evaluate --out wrote; default: report/ in the run's folder")
+    push.add_argument("--license", type=str, default="", help="of the weights, as mit; default: the corpus's, if known")
+    push.add_argument("--language", type=str, default="", help="of the corpus, as en; default: known of chitchat alone")
+    push.add_argument("--card", action="store_true", help="print the card that would be written, and upload nothing")
+    _add_model(push)
+
     bench = add(
         "bench",
         "How fast training and writing are here: ratios to the machine's own rate of matrix products, and to GPT-2.",

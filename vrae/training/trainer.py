@@ -33,10 +33,13 @@ from vrae.training.hardware import keep_memory, pick_device, pick_precision
 from vrae.training.monitor import LossLevel, Monitor, Watch, show
 from vrae.training.objective import BagOfWords
 from vrae.training.optimizer import make_optimizer
-from vrae.training.run_folder import DRY_RUN, corpus_info, fit_to_corpus, open_run
+from vrae.training.run_folder import DRY_RUN, corpus_info, fit_to_corpus, open_run, versions
 from vrae.training.schedules import AggressivePhase, RateController, kl_weight, learning_rate
 from vrae.training.signals import InterruptedRunError, RunSignals
 
+# of a validation, beside the weights
+_REMEMBERED = ("turns", "tokens", "elbo", "rate", "distortion", "perplexity", "bits_per_token", "mutual_information")
+_REMEMBERED += ("active_units", "latent_size")
 _JUDGED_STEPS = 50  # from so many on, the pace says how many there will be
 
 
@@ -149,6 +152,7 @@ class _Run:
         self.checkpoints = Checkpoints(run, options.keep_last, self.bag_of_words)
         self.progress = Progress()
         self.agreed: tuple[int, bool] = (0, False)  # what signals have asked any of several processes for
+        self.measured: Bound | None = None  # the last validation of this process
         self.saved: tuple[Path, dict[str, Any]] | None = None  # the last checkpoint, and trainer.json of it
         warnings: list[str] = []
         if resume and self.checkpoints.found():
@@ -381,6 +385,7 @@ class _Run:
         else:
             progress.without_better += 1
         progress.validated = progress.step
+        self.measured = bound
         return bound
 
     def _bound(self) -> Bound:
@@ -421,7 +426,11 @@ class _Run:
         return path
 
     def _info(self) -> dict[str, Any]:
-        return {"run": dataclasses.asdict(self.config), "corpus": corpus_info(self.corpus)}
+        """What the model remembers, with the figures of a validation at this very step."""
+        info = {"run": dataclasses.asdict(self.config), "corpus": corpus_info(self.corpus), "versions": versions()}
+        if self.measured and self.progress.validated == self.progress.step:
+            info["validation"] = {key: getattr(self.measured, key) for key in _REMEMBERED}
+        return info
 
 
 def _progress(restored: Restored, latent_size: int) -> Progress:

@@ -38,8 +38,10 @@ from vrae.training.schedules import AggressivePhase, RateController, kl_weight, 
 from vrae.training.signals import InterruptedRunError, RunSignals
 
 # of a validation, beside the weights
-_REMEMBERED = ("turns", "tokens", "elbo", "rate", "distortion", "perplexity", "bits_per_token", "mutual_information")
-_REMEMBERED += ("active_units", "latent_size")
+_REMEMBERED = (
+    *("turns", "tokens", "elbo", "rate", "distortion", "perplexity", "bits_per_token", "mutual_information"),
+    *("active_units", "latent_size"),
+)
 _JUDGED_STEPS = 50  # from so many on, the pace says how many there will be
 
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from vrae.config import ModelConfig, from_dict, shown
 from vrae.corpus.tokenizer import Tokenizer
-from vrae.errors import ConfigError, ModelError
+from vrae.errors import ConfigError, ModelError, meant
 from vrae.files import to_json
 from vrae.model.vrae import VRAE
 
@@ -136,7 +136,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         version = info.get("format") if isinstance(info, dict) else None
         raise ModelError(f"{path}: model format {reprlib.repr(version)}, this vrae reads {FORMAT}")
     if unknown := sorted(info.keys() - set(KEYS)):
-        raise ModelError(f"{path}: unknown keys {shown(', '.join(unknown), 200)}. Known: {', '.join(KEYS)}")
+        hint = meant(unknown[0], KEYS)
+        raise ModelError(f"{path}: unknown keys {shown(', '.join(unknown), 200)}.{hint} Known: {', '.join(KEYS)}")
     return info
 
 

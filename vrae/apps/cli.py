@@ -222,7 +222,8 @@ def _train(values: Namespace) -> int:
 
     config, corpus = _run_config(values), Corpus(values.data)
     with processes() as first:
-        result = train(config, corpus, values.out, resume=values.resume, dry_run=values.dry_run, quiet=values.quiet)
+        options = {"resume": values.resume, "dry_run": values.dry_run, "quiet": values.quiet}
+        result = train(config, corpus, values.out, **options, log_format=values.log_format)
     if not first:
         return 0
     bound = result.validation

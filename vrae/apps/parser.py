@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from vrae import __version__
 from vrae.apps.help import Command
@@ -24,6 +24,7 @@ from vrae.config import (
 )
 from vrae.errors import UserError, meant
 
+LogFormat = Literal["auto", "text", "json"]
 _DEMO = "vrae-demo"
 NESTED = ("data", "neighbours", "attributes")  # commands of two words
 
@@ -101,7 +102,10 @@ def build_parser(chitchat: bool = False) -> Command:
     train.add_argument("--out", type=str, required=True, help="the run's folder")
     train.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint in --out")
     train.add_argument("--dry_run", action="store_true", help="two steps, a validation and a checkpoint, to see that it works")
-    train.add_argument("--quiet", action="store_true", help="no bar and no lines")
+    train.add_argument("--quiet", action="store_true", help="no bar and no lines but warnings")
+    train.add_argument(
+        "--log_format", type=LogFormat, default="auto", help="auto (text on a terminal, else JSON lines), text or json"
+    )
 
     _add_text_jobs(add)
     _add_latent_jobs(add, group)

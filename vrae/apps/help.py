@@ -92,7 +92,11 @@ class Command(ArgumentParser):
         """The names of its options as they stand in a file, `model.dropout`."""
         return [action.dest for action in self.options() if action.option_strings]
 
-    def format_help(self, topic: str = "") -> str:
+    def format_help(self, formatter: Any = None) -> str:
+        """As `help_on` without a topic."""
+        return self.help_on("")
+
+    def help_on(self, topic: str) -> str:
         """The text of --help, at most 100 columns wide. Raises UserError where there is no such topic."""
         width = min(shutil.get_terminal_size().columns, _WIDEST)
         if topic not in ("", "all", *self.topics):
@@ -135,7 +139,7 @@ def asks_for_help(parser: Command, arguments: Sequence[str]) -> str | None:
             following = arguments[place + 1 : place + 2]
             topic = word.partition("=")[2] or "".join(word for word in following if not word.startswith("-"))
             parser.given = arguments[:place]
-            return parser.chosen().format_help(topic)
+            return parser.chosen().help_on(topic)
     return None
 
 
@@ -149,10 +153,10 @@ def explained(message: str, command: Command) -> str:
     if re.match(r"expected \"[\w.]*subcommand\"", message):
         return f"{command.name()} what? {', '.join(command.commands())}. {help} says what each does"
     if found := re.match(r"the following arguments are required: (.*)", message):
-        names = {action.dest: action for action in command.options()}
+        actions = {action.dest: action for action in command.options()}
         missing = [name.strip().rpartition(".")[2] for name in found[1].split(",")]
-        words = [f"--{name}" if name in names and names[name].option_strings else name.upper() for name in missing]
-        return f"{command.name()} needs {' and '.join(words)}. For example: {command.example}"
+        needed = [f"--{name}" if name in actions and actions[name].option_strings else name.upper() for name in missing]
+        return f"{command.name()} needs {' and '.join(needed)}. For example: {command.example}"
     if found := re.match(r"unrecognized arguments: (.*)", message, re.DOTALL):
         word = found[1].split()[0] if found[1].split() else ""
         if not word.startswith("-"):
@@ -167,11 +171,11 @@ def explained(message: str, command: Command) -> str:
     if found := re.match(r"argument (?:-\w/)?(\S+): expected (?:one|at least one) argument", message):
         return f"{found[1]} needs a value. {help} says which"
     if found := re.match(r"Problems parsing config:?\s*(.*)", message, re.DOTALL):
-        words = shown(" ".join(found[1].split()), 200)
-        return f"--config: no YAML: {words}. Mend the file; --print_config prints one as it should be"
+        problem = shown(" ".join(found[1].split()), 200)
+        return f"--config: no YAML: {problem}. Mend the file; --print_config prints one as it should be"
     if message.startswith("ambiguous option: "):
-        start, _, names = message.partition(" could match ")
-        several = names.split(", ")
+        start, _, listed = message.partition(" could match ")
+        several = listed.split(", ")
         more = f" and {len(several) - 4} more" if len(several) > 4 else ""
         return f"{start} could match {', '.join(several[:4])}{more}. Give the whole name"
     return f"{shown(' '.join(message.split()), 400)}. {help} lists what there is"

@@ -27,6 +27,7 @@ VARIABLES = (
 
 def describe(model: str = "") -> dict[str, Any]:
     """JSON values; with a model, what it is. Raises ModelError where there is no such model."""
+    backends: Any = torch.backends
     report: dict[str, Any] = {
         "vrae": __version__,
         "python": platform.python_version(),
@@ -35,11 +36,11 @@ def describe(model: str = "") -> dict[str, Any]:
         "extras": {extra: _missing(needed) or "installed" for extra, needed in sorted(_extras().items())},
         "torch": {
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None,
-            "mkl": torch.backends.mkl.is_available(),
-            "onednn": torch.backends.mkldnn.is_available(),
-            "openmp": torch.backends.openmp.is_available(),
-            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "cudnn": backends.cudnn.version() if backends.cudnn.is_available() else None,
+            "mkl": backends.mkl.is_available(),
+            "onednn": backends.mkldnn.is_available(),
+            "openmp": backends.openmp.is_available(),
+            "instructions": backends.cpu.get_cpu_capability(),
         },
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -21,7 +21,8 @@ class TensorBoard(Callback):
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise UserError("--train.tensorboard: not installed. Run: pip install 'vrae[tensorboard]'") from None
-        self._writer_of, self._board = SummaryWriter, None  # type: Any, Any
+        self._writer_of: Any = SummaryWriter
+        self._board: Any = None
 
     def start(self, run: Path, info: dict[str, Any], step: int) -> None:
         self._board = self._writer_of(str(run / FOLDER), purge_step=step + 1 if step else None)

@@ -229,7 +229,11 @@ def test_a_whole_number_will_do_for_a_real_one() -> None:
 @pytest.mark.parametrize(
     ("cls", "values", "message"),
     [
-        (ModelConfig, {"latnet_size": 3}, "run.json: unknown settings latnet_size. Known: vocab_size, context_turns"),
+        (
+            ModelConfig,
+            {"latnet_size": 3},
+            "run.json: unknown settings latnet_size. Did you mean latent_size? Known: vocab_size,",
+        ),
         (RunConfig, {"model": {"x": 1, "y": 2}}, "run.json: model: unknown settings x, y"),
         (ModelConfig, {"latent_size": "3"}, "run.json: latent_size must be int. Got '3'"),
         (ModelConfig, {"latent_size": 3.0}, "run.json: latent_size must be int. Got 3.0"),

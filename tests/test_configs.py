@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 from vrae.apps.cli import main
 from vrae.apps.parser import configs
+from vrae.config import RunConfig, from_dict
+from vrae.model.vrae import VRAE
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -36,3 +41,14 @@ def test_its_header_names_the_command_that_runs_it(name: str) -> None:
     commands = [line for line in header if line.startswith("#   vrae ")]
     assert commands
     assert all(f"{name.split('/')[-1]}" in line for line in commands if "--config" in line)
+
+
+@pytest.mark.parametrize(("name", "fewest", "most"), [("tiny", 3e5, 1e6), ("small", 2e6, 4e6), ("base", 7e6, 12e6)])
+def test_a_preset_says_how_large_it_is(name: str, fewest: float, most: float) -> None:
+    text = configs()[name].read_text()
+    config = from_dict(RunConfig, yaml.safe_load(text), name)
+    with torch.device("meta"):
+        model = VRAE(dataclasses.replace(config.model, vocab_size=6000))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert fewest < parameters < most
+    assert f"{parameters:,} parameters with a vocabulary of 6,000" in text

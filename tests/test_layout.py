@@ -21,7 +21,7 @@ ORDER = {
         *("gaussian", "mixture", "flow", "encoder", "decoder", "vrae", "bound", "folder"),
     ],
     "generation": [
-        *("deadline", "decoding", "latent", "text_model", "responses", "pipeline"),
+        *("deadline", "decoding", "latent", "text_model", "card", "hub", "publishing", "responses", "pipeline"),
         *("vector_search", "neighbours", "attributes"),
     ],
     "evaluation": [
@@ -31,7 +31,7 @@ ORDER = {
     ],
     "training": [
         *("schedules", "objective", "optimizer", "gradients", "cost", "hardware", "signals"),
-        *("checkpoint", "monitor", "run_folder", "trainer", "judge"),
+        *("checkpoint", "callbacks", "board", "monitor", "run_folder", "trainer", "judge"),
     ],
 }
 PLACES = [".".join(filter(None, ("vrae", group, module))) for group, modules in ORDER.items() for module in modules]

@@ -11,7 +11,7 @@ import reprlib
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from vrae.errors import ConfigError
+from vrae.errors import ConfigError, meant
 
 MAX_BEAMS = 64
 SPLITS = ("train", "validation", "test")
@@ -520,7 +520,9 @@ def from_dict(cls: type[Any], values: object, where: str) -> Any:
     assert isinstance(values, dict)
     known = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(known))
-    _require(not unknown, f"{where}: unknown settings {shown(', '.join(unknown), 200)}. Known: {', '.join(known)}")
+    if unknown:
+        hint = meant(unknown[0], known)
+        raise ConfigError(f"{where}: unknown settings {shown(', '.join(unknown), 200)}.{hint} Known: {', '.join(known)}")
     default, hints = cls(), get_type_hints(cls)
     arguments = {}
     for name, value in values.items():

@@ -3,12 +3,29 @@
 `ValueError` and `assert` stay for programmers. The command line prints a `UserError` as one line and exits with its code.
 """
 
+import difflib
+from collections.abc import Iterable
+
 _LONGEST = 2000  # characters of a line
 
 
 def printable(text: str) -> str:
     """`text` on one line, without what a terminal would obey or UTF-8 cannot hold: such characters as their escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """` Did you mean ..?` where something known looks like `word`, or what follows its last dot does; else nothing."""
+    names = list(known)
+
+    def likeness(name: str) -> float:
+        whole = difflib.SequenceMatcher(None, word.strip("-"), name.strip("-")).ratio()
+        last, its = word.strip("-").rpartition(".")[2], name.strip("-").rpartition(".")[2]
+        return max(whole, difflib.SequenceMatcher(None, last, its).ratio() - 0.01)
+
+    close = sorted(((likeness(name), name) for name in names), reverse=True)[:3] if len(word) <= 100 else []
+    best = [name for found, name in close if found >= max(0.7, close[0][0] - 0.05)]
+    return f" Did you mean {' or '.join(best)}?" if best else ""
 
 
 class UserError(Exception):

@@ -33,14 +33,20 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        manifest = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
         for name, data in files.items():
             _write_synced(temporary / name, data)
-        _write_synced(temporary / MANIFEST, to_json({"files": manifest}))
+        _write_synced(temporary / MANIFEST, manifest(files))
         _sync(temporary)
         replace_folder(path, temporary, older)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def manifest(files: Mapping[str, bytes]) -> bytes:
+    """manifest.json of these files: their sizes and sha256."""
+    return to_json(
+        {"files": {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}}
+    )
 
 
 def replace_folder(path: Path, new: Path, older: Path) -> None:
@@ -98,9 +104,9 @@ def check_folder(path: Path, names: Collection[str] = ()) -> str:
     Returns what is wrong, or an empty string.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())["files"]
-        for name in names or manifest.keys():
-            expected, data = manifest[name], (path / Path(name).name).read_bytes()
+        listed = json.loads((path / MANIFEST).read_bytes())["files"]
+        for name in names or listed.keys():
+            expected, data = listed[name], (path / Path(name).name).read_bytes()
             if len(data) != expected["bytes"]:
                 return f"{name} has {len(data)} bytes, not {expected['bytes']}"
             if hashlib.sha256(data).hexdigest() != expected["sha256"]:

@@ -381,22 +381,6 @@ def test_an_option_that_no_line_could_be_worked_with_is_refused_before_any_is_re
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["train", "--data", "a", "--out", "b", "--model.latent_sise", "3"], ["nothing"], []])
-def test_usage_errors_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    assert "error:" in capsys.readouterr().err
-
-
-def test_an_unknown_key_of_a_yaml_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "bad.yaml").write_text("model:\n  hiddn_size: 3\n")
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "--config", str(tmp_path / "bad.yaml"), "--data", "a", "--out", "b"])
-    assert stop.value.code == 2
-    assert "hiddn_size" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -224,7 +224,8 @@ class TestSurroundings:
         assert plain.returncode == 0
         assert "\r" not in plain.stderr
         assert "\x1b" not in plain.stderr
-        assert "step      4  validation: -elbo" in plain.stderr
+        lines = [json.loads(line) for line in plain.stderr.splitlines()]
+        assert [line["step"] for line in lines if line.get("split") == "validation"] == [4]
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
         process = subprocess.Popen(

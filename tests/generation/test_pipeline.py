@@ -749,9 +749,9 @@ class TestFolder:
     def test_on_the_hub_is_asked_for_by_name_and_revision(
         self, files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, asked: tuple[str, str | None]
     ) -> None:
-        def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        def download(name: str, revision: str | None, allow_patterns: list[str], **options: Any) -> str:
             assert (name, revision) == asked
-            assert allow_patterns == ["config.json", "model.safetensors", "tokenizer.model"]
+            assert allow_patterns == ["config.json", "model.safetensors", "tokenizer.model", "manifest.json"]
             write_folder(tmp_path / "model", files)
             return str(tmp_path / "model")
 

@@ -27,6 +27,7 @@ from vrae.training.checkpoint import OPTIMIZER, STATE, Checkpoints
 from vrae.training.optimizer import make_optimizer
 
 FILES = {"config.json", "model.safetensors", "tokenizer.model", "optimizer.safetensors", "trainer.json", "manifest.json"}
+INFO = {"corpus": {"name": "x"}}
 WINDOWS = random_windows(40, 2, 400)
 
 
@@ -67,7 +68,9 @@ def save(tmp_path: Path, corpus: Corpus) -> Callable[..., Path]:
 
     def save(step: int, best: int = 0, keep_last: int = 1, pair: tuple[VRAE, torch.optim.Optimizer] | None = None) -> Path:
         state = {"step": step, "best_step": best, "note": "naïve", "best": 0.1 + 0.2}
-        return Checkpoints(tmp_path, keep_last).save(*(pair or model_and_optimizer()), corpus.tokenizer, {"a": 1}, state)
+        return Checkpoints(tmp_path, keep_last).save(
+            *(pair or model_and_optimizer()), corpus.tokenizer, {"corpus": {"name": "x"}}, state
+        )
 
     return save
 
@@ -135,7 +138,7 @@ class TestRoundTrip:
     def test_is_a_model_folder(self, save: Callable[..., Path], corpus: Corpus) -> None:
         model, optimizer = model_and_optimizer()
         loaded = read(save(7, pair=(model, optimizer)))
-        assert (loaded.info["a"], loaded.info["step"]) == (1, 7)
+        assert {key: loaded.info[key] for key in ("corpus", "step")} == {**INFO, "step": 7}
         assert loaded.tokenizer.sha256 == corpus.tokenizer.sha256
         assert all(torch.equal(p, q) for p, q in zip(model.parameters(), loaded.model.parameters(), strict=True))
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vrae.corpus.prepared import Corpus
-from vrae.errors import DivergenceError, UserError
+from vrae.errors import DivergenceError
 from vrae.training.monitor import LossLevel, Monitor, Watch, read_records
 
 FILES = ("metrics.jsonl", "samples.jsonl", "incidents.jsonl")
@@ -128,46 +128,6 @@ class TestLines:
         monitor.warn("hello")
         monitor.close()
         assert capsys.readouterr() == ("", "vrae: warning: hello\n")
-
-
-def test_without_tensorboard_the_remedy_is_named_and_nothing_is_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path, 1)
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"pip install 'vrae\[tensorboard\]'"):
-        Monitor(tmp_path, 0, 100, tensorboard=True, quiet=True)
-    assert steps(tmp_path, "metrics.jsonl") == [1]
-
-
-def test_tensorboard_gets_the_numbers_and_the_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[Any, ...]] = []
-
-    class SummaryWriter:
-        def __init__(self, folder: str, purge_step: int) -> None:
-            seen.append((Path(folder).name, purge_step))
-
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            seen.append((name, value, step))
-
-        def add_text(self, name: str, text: str, step: int) -> None:
-            seen.append((name, text, step))
-
-        def close(self) -> None:
-            seen.append(("close",))
-
-    module = type(json)("tensorboard")
-    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", module)
-    monitor = Monitor(tmp_path, 4, 100, tensorboard=True, quiet=True)
-    monitor.metrics(metrics(5))
-    monitor.samples(samples(5))
-    monitor.close()
-    assert ("tensorboard", 4) in seen
-    assert ("train/elbo", -30.5, 5) in seen
-    assert ("reply", "hi -> yes -> no", 5) in seen
-    assert seen[-1] == ("close",)
-    assert not any(name in ("train/step", "train/split") for name, *_ in seen)
 
 
 class TestLossLevel:

@@ -19,10 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
-from vrae import __version__
-from vrae.apps.parser import NESTED, build_parser, config_path, configs
+from vrae.apps.help import Command, asks_for_help
+from vrae.apps.parser import NESTED, build_parser, config_path
 from vrae.config import (
     CleaningConfig,
     PrepareConfig,
@@ -99,8 +99,12 @@ def _run(argv: Sequence[str]) -> int:
     return _COMMANDS[command](values)
 
 
-def parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
-    """The settings of a command line. Raises UserError or SystemExit where it makes none."""
+def parse(parser: Command, arguments: list[str]) -> Namespace:
+    """The settings of a command line. Raises UserError where it makes none, SystemExit where it asks for help alone."""
+    if help := asks_for_help(parser, arguments):
+        print(help, end="")
+        raise SystemExit(0)
+    parser.given = arguments
     try:
         parsed: Namespace = parser.parse_args(arguments)
         return parsed
@@ -218,7 +222,8 @@ def _train(values: Namespace) -> int:
 
     config, corpus = _run_config(values), Corpus(values.data)
     with processes() as first:
-        result = train(config, corpus, values.out, resume=values.resume, dry_run=values.dry_run, quiet=values.quiet)
+        options = {"resume": values.resume, "dry_run": values.dry_run, "quiet": values.quiet}
+        result = train(config, corpus, values.out, **options, log_format=values.log_format)
     if not first:
         return 0
     bound = result.validation
@@ -266,46 +271,20 @@ def _bench(values: Namespace) -> int:
 
 
 def _info(values: Namespace) -> int:
-    import platform
-    from importlib import metadata
+    from vrae.apps.info import describe, lines
 
-    import torch
-
-    packages = (
-        "torch",
-        "numpy",
-        "sentencepiece",
-        "datasets",
-        "safetensors",
-        "jsonargparse",
-        "tqdm",
-        "chitchat-dataset",
-    )
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    report: dict[str, Any] = {
-        "vrae": __version__,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "packages": versions,
-        "threads": torch.get_num_threads(),
-        "devices": ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))],
-        "configs": list(configs()),
-    }
-    if values.model:
-        from vrae.generation.pipeline import load
-
-        model = load(values.model)
-        parameters = sum(p.numel() for p in model.model.parameters())
-        report["model"] = {"folder": values.model, "parameters": parameters, **model.info}
+    report = describe(values.model)
     if values.json:
         _print_json(report)
     else:
-        print(json.dumps(report, indent=2, ensure_ascii=False))
+        print("\n".join(lines(report)))
+    return 0
+
+
+def _completion(values: Namespace) -> int:
+    from vrae.apps.completion import script
+
+    print(script(build_parser(), values.shell), end="")
     return 0
 
 
@@ -328,7 +307,7 @@ def _job(name: str) -> Callable[[Namespace], int]:
 JOBS = (
     *("respond", "chat", "serve", "sample", "reconstruct", "interpolate", "variations", "analogy", "encode", "score"),
     *("neighbours build", "neighbours query", "attributes learn", "attributes move", "plot"),
-    *("compress", "decompress", "evaluate"),
+    *("compress", "decompress", "evaluate", "push"),
 )
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "demo": _demo,
@@ -337,5 +316,6 @@ _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "train": _train,
     **{name: _job(name) for name in JOBS},
     "bench": _bench,
+    "completion": _completion,
     "info": _info,
 }

@@ -370,20 +370,37 @@ def decompress(values: Namespace) -> int:
     return 0
 
 
+def push(values: Namespace) -> int:
+    from vrae.generation.pipeline import DEMO_MODEL
+
+    pipeline, report = _load(values), values.report
+    if not report:
+        beside = (Path(values.model or DEMO_MODEL) / place / "report.json" for place in ("report", ""))
+        report = next((str(path) for path in beside if path.is_file()), "")
+    options = {"report": report or None, "license": values.license, "language": values.language}
+    if values.card:
+        print(pipeline.card(values.id, **options))
+        return 0
+    url = pipeline.push_to_hub(values.id, private=values.private or None, revision=values.revision, **options)
+    print_json({"id": values.id, "url": url}) if values.json else print(f"uploaded: {url}\nto use it: vrae.load({values.id!r})")
+    return 0
+
+
 def evaluate(values: Namespace) -> int:
     from vrae.apps.evaluate import evaluate
     from vrae.corpus.prepared import Corpus
     from vrae.distributed import processes
+    from vrae.generation.pipeline import DEMO_MODEL
     from vrae.training.run_folder import corpus_of
 
     config = _config(EvaluateConfig, values)
     if values.run and values.model:
         raise UserError(f"a run is given twice: {values.run} and --model {values.model}. Leave one out")
     values.model = values.model or values.run
-    run = Path(values.model)
+    pipeline, run = _load(values), Path(values.model or DEMO_MODEL)
     corpus = Corpus(values.data or corpus_of(run))
     with processes() as first:
-        report = evaluate(_load(values), corpus, config, run=run, quiet=values.quiet or not first)
+        report = evaluate(pipeline, corpus, config, run=run, quiet=values.quiet or not first)
         if first:
             print_json(report.as_dict()) if values.json else print(report.table())
             if config.out and not values.json:

@@ -5,15 +5,13 @@ Built from the dataclasses of `vrae.config` and their docstrings; imports no tor
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_type_hints
-
-from jsonargparse import ArgumentParser, Namespace, get_loader
+from typing import Any, Literal, get_type_hints
 
 from vrae import __version__
+from vrae.apps.help import Command
 from vrae.config import (
     CHITCHAT_CLEANING,
     CleaningConfig,
@@ -24,8 +22,9 @@ from vrae.config import (
     RunConfig,
     SourceConfig,
 )
-from vrae.errors import UserError
+from vrae.errors import UserError, meant
 
+LogFormat = Literal["auto", "text", "json"]
 _DEMO = "vrae-demo"
 NESTED = ("data", "neighbours", "attributes")  # commands of two words
 
@@ -44,39 +43,26 @@ def config_path(name: str) -> str:
     short = name.removeprefix("configs/").removesuffix(".yaml")
     if short in known:
         return str(known[short])
-    raise UserError(f"--config {name}: no such file, and none that comes with vrae ({', '.join(known)})")
+    first = ", ".join(name for name in known if "/" not in name)
+    folders = sorted({f"{name.partition('/')[0]}/.." for name in known if "/" in name})
+    raise UserError(
+        f"--config {name}: no such file, and none that comes with vrae.{meant(short, known)} There are {first}, "
+        f"{', '.join(folders)}; `vrae info` lists all"
+    )
 
 
-class _Command(ArgumentParser):
-    """A command whose files of settings open no other file.
-
-    Left to itself, jsonargparse follows a path where it stands in the place of a group (`model: PATH`) or under `config`. The
-    groups are therefore made of plain arguments (`_add_group`), and a path in their place, as `--model PATH` too, is refused.
-    """
-
-    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
-        """Raises UserError where the file names another one."""
-        values: Any = None
-        with contextlib.suppress(Exception):  # what is no YAML is refused below
-            values = get_loader("yaml")(Path(path).read_text(encoding="utf-8"))
-        if isinstance(values, dict) and any(str(key).rstrip("+") == "config" for key in values):
-            raise UserError(f"--config {path}: config is no setting; a file of settings opens no other file. Leave it out")
-        parsed: Namespace = super().parse_path(path, *args, **kwargs)
-        return parsed
-
-
-def build_parser(chitchat: bool = False) -> ArgumentParser:
+def build_parser(chitchat: bool = False) -> Command:
     """The parser of all commands. `chitchat`: the cleaning of that corpus is the default of `prepare`."""
-    parser = ArgumentParser(
+    parser = Command(
         prog="vrae",
-        description="Variational recurrent autoencoders of dialogue text.",
+        description="Variational recurrent autoencoders of dialogue text. vrae COMMAND --help says more.",
         version=__version__,
+        example='vrae demo && vrae respond "How was your weekend?" -n 5',
     )
     commands = parser.add_subcommands(title="commands", metavar="COMMAND", help="")
-    parser.usage = "vrae COMMAND ..."
 
-    def add(name: str, help: str, example: str, into: Any = commands) -> ArgumentParser:
-        command = _Command(usage=example, description=help)
+    def add(name: str, help: str, example: str, into: Any = commands) -> Command:
+        command = Command(example=example, description=help)
         into.add_subcommand(name, command, help=help)
         return command
 
@@ -97,7 +83,7 @@ def build_parser(chitchat: bool = False) -> ArgumentParser:
     prepare.add_argument("--quiet", action="store_true", help="no progress bars")
 
     def group(name: str, help: str) -> Any:
-        parent = ArgumentParser(usage=f"vrae {name} WHAT ..", description=help)
+        parent = Command(description=help)
         commands.add_subcommand(name, parent, help=help)
         return parent.add_subcommands(metavar="WHAT")
 
@@ -116,13 +102,16 @@ def build_parser(chitchat: bool = False) -> ArgumentParser:
     train.add_argument("--out", type=str, required=True, help="the run's folder")
     train.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint in --out")
     train.add_argument("--dry_run", action="store_true", help="two steps, a validation and a checkpoint, to see that it works")
-    train.add_argument("--quiet", action="store_true", help="no bar and no lines")
+    train.add_argument("--quiet", action="store_true", help="no bar and no lines but warnings")
+    train.add_argument(
+        "--log_format", type=LogFormat, default="auto", help="auto (text on a terminal, else JSON lines), text or json"
+    )
 
     _add_text_jobs(add)
     _add_latent_jobs(add, group)
     evaluate = add(
         "evaluate",
-        "Bounds, information, reconstructions, samples, paths and replies on held-out turns, as one report.",
+        "Measure a model on held-out turns: bounds, information, reconstructions, samples, paths and replies, as one report.",
         "vrae evaluate run --split test --k 100 --out report",
     )
     evaluate.add_argument("run", nargs="?", type=str, default="", help="a run or a model; as --model")
@@ -136,9 +125,19 @@ def build_parser(chitchat: bool = False) -> ArgumentParser:
         )
     evaluate.add_argument("--quiet", action="store_true", help="no bar")
 
+    push = add("push", "Publish a model on the Hugging Face Hub, with a card.", "vrae push owner/name --model run --private")
+    push.add_argument("id", type=str, help="owner/name of the repository; made where there is none")
+    push.add_argument("--private", action="store_true", help="make the repository private")
+    push.add_argument("--revision", type=str, default="", help="a branch; made where there is none; default: main")
+    push.add_argument("--report", type=str, default="", help="what evaluate --out wrote; default: report/ in the run's folder")
+    push.add_argument("--license", type=str, default="", help="of the weights, as mit; default: the corpus's, if known")
+    push.add_argument("--language", type=str, default="", help="of the corpus, as en; default: known of chitchat alone")
+    push.add_argument("--card", action="store_true", help="print the card that would be written, and upload nothing")
+    _add_model(push)
+
     bench = add(
         "bench",
-        "How fast training and writing are here: ratios to the machine's own rate of matrix products, and to GPT-2.",
+        "Measure how fast training and writing are here: ratios to the machine's own rate of matrix products, and to GPT-2.",
         "vrae bench --json",
     )
     bench.add_argument("--data", type=str, default="", help="a prepared corpus; default: chitchat, prepared for the occasion")
@@ -147,13 +146,20 @@ def build_parser(chitchat: bool = False) -> ArgumentParser:
     bench.add_argument("--threads", type=int, default=0, help="CPU threads; 0: as torch chooses")
     bench.add_argument("--json", action="store_true", help="print one JSON object")
 
-    info = add("info", "Versions, devices and, with --model, what a model is.", "vrae info --json")
+    completion = add(
+        "completion",
+        "Print what makes the shell complete commands and options.",
+        'eval "$(vrae completion bash)"  (in ~/.bashrc; zsh: vrae completion zsh > a folder of fpath/_vrae)',
+    )
+    completion.add_argument("shell", type=str, help="bash or zsh")
+
+    info = add("info", "Versions, devices and settings for a bug report; with --model, what a model is.", "vrae info --json")
     info.add_argument("--model", type=str, default="", help="a model to describe")
     info.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
-def _add_text_jobs(add: Callable[..., ArgumentParser]) -> None:
+def _add_text_jobs(add: Callable[..., Command]) -> None:
     """Replies, and all that is done with sentences."""
     respond = add(
         "respond",
@@ -188,7 +194,7 @@ def _add_text_jobs(add: Callable[..., ArgumentParser]) -> None:
     _add_context(interpolate)
     _add_input(interpolate, '[a, b] or {"texts": [a, b], "context": [..]}')
     _add_model(interpolate)
-    variations = add("variations", "More like this: texts from around a turn.", 'vrae variations "see you later" -n 5')
+    variations = add("variations", "Texts from around a turn: more like this.", 'vrae variations "see you later" -n 5')
     variations.add_argument("texts", nargs="*", type=str, help="turns; none or -: JSON lines from --input or stdin")
     variations.add_argument("-n", "--n", type=int, default=5, help="how many for each turn")
     variations.add_argument("--radius", type=float, default=0.5, help="how far, in prior standard deviations, above 0 to 10")
@@ -226,7 +232,7 @@ def _add_text_jobs(add: Callable[..., ArgumentParser]) -> None:
         _add_model(coder)
 
 
-def _add_serve(serve: ArgumentParser) -> None:
+def _add_serve(serve: Command) -> None:
     serve.add_argument("name", nargs="?", type=str, default="", help="a model or a run; as --model")
     serve.add_argument("--host", type=str, default="127.0.0.1", help="the address to listen at; 0.0.0.0: all of this machine")
     serve.add_argument("--port", type=int, default=7860, help="of it")
@@ -242,7 +248,7 @@ def _add_serve(serve: ArgumentParser) -> None:
     _add_model(serve)
 
 
-def _add_latent_jobs(add: Callable[..., ArgumentParser], group: Callable[[str, str], Any]) -> None:
+def _add_latent_jobs(add: Callable[..., Command], group: Callable[[str, str], Any]) -> None:
     """The latent space itself: vectors, neighbours, directions, pictures."""
     encode = add(
         "encode",
@@ -296,7 +302,9 @@ def _add_latent_jobs(add: Callable[..., ArgumentParser], group: Callable[[str, s
     _add_input(move, '"sentence" or {"text": ..}')
     _add_model(move)
 
-    plot = add("plot", "A picture: map, rate, paths or training.", 'vrae plot map "hello" "see you tomorrow" --out map.png')
+    plot = add(
+        "plot", "Draw a picture of the latent space or of training.", 'vrae plot map "hello" "see you tomorrow" --out map.png'
+    )
     plot.add_argument("what", type=str, help="map, rate, paths or training")
     plot.add_argument("texts", nargs="*", type=str, help="map and paths: sentences, each two the ends of a path")
     plot.add_argument("--data", type=str, default="", help="a prepared corpus; default: the one the run was trained on")
@@ -314,16 +322,16 @@ def _add_latent_jobs(add: Callable[..., ArgumentParser], group: Callable[[str, s
     _add_model(plot)
 
 
-def _add_input(parser: ArgumentParser, form: str) -> None:
+def _add_input(parser: Command, form: str) -> None:
     parser.add_argument("--input", type=str, default="", help=f"a file of JSON lines: {form}".replace("%", "%%"))
 
 
-def _add_context(parser: ArgumentParser) -> None:
+def _add_context(parser: Command) -> None:
     parser.add_argument("--context", nargs="*", type=str, default=[], help="the turns before, oldest first")
 
 
-def _add_responses(parser: ArgumentParser, what: str) -> None:
-    _add_flat(parser, ResponseConfig)
+def _add_responses(parser: Command, what: str) -> None:
+    _add_flat(parser, ResponseConfig, "ranking")
     parser.add_argument(
         "--background",
         type=str,
@@ -333,36 +341,58 @@ def _add_responses(parser: ArgumentParser, what: str) -> None:
     _add_generation(parser, what)
 
 
-def _add_flat(parser: ArgumentParser, cls: type) -> None:
+def _add_flat(parser: Command, cls: type, topic: str) -> None:
     """The settings of a class without its name before them."""
+    settings = []
     for field in dataclasses.fields(cls):
         default = getattr(cls(), field.name)
-        parser.add_argument(f"--{field.name}", type=type(default), default=default, help=_help(cls, field.name))
+        settings.append(
+            parser.add_argument(f"--{field.name}", type=type(default), default=default, help=_help(cls, field.name))
+        )
+    parser.topics[topic] = _title(cls), settings
 
 
-def _add_group(parser: ArgumentParser, cls: type, group: str) -> None:
-    """The settings of a class as `--group.name`, under a heading of their own."""
-    heading = parser.add_argument_group((cls.__doc__ or "").splitlines()[0].rstrip("."))
-    for name, kind in get_type_hints(cls).items():
-        heading.add_argument(f"--{group}.{name}", type=kind, default=getattr(cls(), name), help=_help(cls, name))
+def _add_group(parser: Command, cls: type, group: str) -> None:
+    """The settings of a class as `--group.name`."""
+    parser.topics[group] = (
+        _title(cls),
+        [
+            parser.add_argument(f"--{group}.{name}", type=kind, default=getattr(cls(), name), help=_help(cls, name))
+            for name, kind in get_type_hints(cls).items()
+        ],
+    )
 
 
-def _add_source(parser: ArgumentParser, chitchat: bool) -> None:
+def _title(cls: type) -> str:
+    return (cls.__doc__ or "").splitlines()[0].rstrip(".")
+
+
+def _add_source(parser: Command, chitchat: bool) -> None:
     parser.add_argument("source", type=str, help=_help(SourceConfig, "source"))
-    parser.add_class_arguments(SourceConfig, skip={"source", "skip_bad_rows"})
     parser.add_argument("--skip_bad_rows", action="store_true", help=_help(SourceConfig, "skip_bad_rows"))
+    parser.topics["source"] = (
+        _title(SourceConfig),
+        [
+            parser.add_argument(f"--{name}", type=kind, default=getattr(SourceConfig(), name), help=_help(SourceConfig, name))
+            for name, kind in get_type_hints(SourceConfig).items()
+            if name not in ("source", "skip_bad_rows")
+        ],
+    )
     _add_group(parser, CleaningConfig, "cleaning")
     if chitchat:
         parser.set_defaults({f"cleaning.{key}": value for key, value in dataclasses.asdict(CHITCHAT_CLEANING).items()})
 
 
-def _add_run_config(parser: ArgumentParser) -> None:
-    parser.add_argument("--config", action="config", help=f"a YAML file, or one of: {', '.join(configs())}")
+def _add_run_config(parser: Command) -> None:
+    parser.add_argument("--config", action="config", help="a file of settings, or one of vrae's by name: tiny, small, base, ..")
+    for action in parser._actions:
+        if "--print_config" in action.option_strings:
+            action.help = "print all settings as they are after --config and options, as YAML, and do nothing"
     for field in dataclasses.fields(RunConfig):
         _add_group(parser, type(getattr(RunConfig(), field.name)), field.name)
 
 
-def _add_model(parser: ArgumentParser) -> None:
+def _add_model(parser: Command) -> None:
     parser.add_argument(
         "--model", type=str, default="", help="model or run folder, or Hub id; default: what vrae demo made here"
     )
@@ -370,10 +400,10 @@ def _add_model(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
 
 
-def _add_generation(parser: ArgumentParser, what: str) -> None:
+def _add_generation(parser: Command, what: str) -> None:
     parser.add_argument("-n", "--n", type=int, default=5, help=f"how many {what}")
     parser.add_argument("--seed", type=int, default=None, help="the same seed, the same text")
-    _add_flat(parser, DecodingConfig)
+    _add_flat(parser, DecodingConfig, "decoding")
     _add_model(parser)
 
 

@@ -31,7 +31,9 @@ from vrae.errors import ModelError, UserError
 from vrae.files import MANIFEST, check_folder, first_sound
 from vrae.generation.deadline import timed, timed_steps
 from vrae.generation.decoding import Decoded
+from vrae.generation.hub import download
 from vrae.generation.latent import lerp, slerp, sphere
+from vrae.generation.publishing import Publishing
 from vrae.generation.responses import Reply, alike, respond, words
 from vrae.generation.text_model import (
     MAX_CANDIDATES,
@@ -86,7 +88,7 @@ class Step:
     exact: bool  # `text` itself comes back word for word when it is encoded and decoded
 
 
-class Pipeline(TextModel):
+class Pipeline(Publishing):
     """A trained model, ready to use.
 
     Example:
@@ -107,6 +109,40 @@ class Pipeline(TextModel):
     def load(cls, folder: str | Path, device: str = "cpu", *, max_seconds: float | None = None) -> Pipeline:
         """Reads a model folder, or the best checkpoint of a run folder. Raises ModelError."""
         return cls(*read(model_folder(Path(folder)), device), max_seconds=max_seconds)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        revision: str = "",
+        device: str = "cpu",
+        token: str | None = None,
+        cache_dir: str | Path | None = None,
+        max_seconds: float | None = None,
+    ) -> Pipeline:
+        """Reads a folder that is here, or `owner/name` on the Hub.
+
+        Weights are read from a safetensors file alone, a key in config.json that is not known is refused, and files that are
+        not as the manifest beside them says are refused too. The cache and being offline are the Hub library's own: HF_HOME,
+        HF_HUB_OFFLINE.
+
+        Args:
+            model: a model folder, a run folder, or `owner/name`. What is here comes first.
+            revision: on the Hub: a branch, tag or commit. A commit is what nobody can change later.
+            device: `cpu`, `cuda` or `cuda:N`.
+            token: of a user who may read it; None: the one that is logged in.
+            cache_dir: where what is fetched is kept; None: the Hub library's place.
+            max_seconds: as in `load`.
+
+        Raises:
+            ModelError: there is no such model, it may not be read, it is damaged, or the Hub cannot be reached.
+        """
+        if os.path.exists(model):
+            if revision:
+                raise ModelError(f"--model {model}: a folder here has no revision ({shown(revision)}). Leave it out")
+            return cls.load(model, device, max_seconds=max_seconds)
+        return cls.load(download(str(model), revision, token=token, cache_dir=cache_dir), device, max_seconds=max_seconds)
 
     def respond(
         self,
@@ -400,20 +436,8 @@ def load(model: str | Path = DEMO_MODEL, device: str = "cpu", *, max_seconds: fl
     if not os.path.exists(path) and is_hub_id(name) and name != DEMO_MODEL:
         if at and not is_revision(revision):
             raise ModelError(f"--model {name}@{shown(revision)}: no such folder here; on the Hub, @ goes before {REVISION}")
-        path = _download(name, revision)
+        path = download(name, revision)
     return Pipeline.load(path, device, max_seconds=max_seconds)
-
-
-def _download(name: str, revision: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS, TOKENIZER]))
-    except Exception as error:
-        asked, first_line = f"{name}@{revision}".rstrip("@"), next(iter(str(error).strip().splitlines()), "")
-        raise ModelError(
-            f"--model {asked}: no such folder here, and not on the Hub either ({type(error).__name__}: {first_line:.150})"
-        ) from None
 
 
 def model_folder(path: Path) -> Path:

@@ -16,11 +16,12 @@ from torch.overrides import TorchFunctionMode
 
 from vrae.config import ModelConfig, from_dict, shown
 from vrae.corpus.tokenizer import Tokenizer
-from vrae.errors import ConfigError, ModelError
+from vrae.errors import ConfigError, ModelError, meant
 from vrae.files import to_json
 from vrae.model.vrae import VRAE
 
 FORMAT = 1
+KEYS = ("format", "model", "run", "corpus", "step", "versions", "validation")  # of config.json
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
 _MAX_CONFIG_BYTES = 2**20
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -33,7 +34,7 @@ class Loaded(NamedTuple):
 
     model: VRAE
     tokenizer: Tokenizer
-    info: dict[str, Any]  # config.json as it stands: the run's settings, the corpus, the step
+    info: dict[str, Any]  # config.json as it stands: the run's settings, the corpus, the step, versions, figures
 
 
 def to_files(model: VRAE, tokenizer: Tokenizer, info: dict[str, Any]) -> dict[str, bytes]:
@@ -134,6 +135,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         version = info.get("format") if isinstance(info, dict) else None
         raise ModelError(f"{path}: model format {reprlib.repr(version)}, this vrae reads {FORMAT}")
+    if unknown := sorted(info.keys() - set(KEYS)):
+        hint = meant(unknown[0], KEYS)
+        raise ModelError(f"{path}: unknown keys {shown(', '.join(unknown), 200)}.{hint} Known: {', '.join(KEYS)}")
     return info
 
 

@@ -1,4 +1,6 @@
-"""What a person sees of a training run: the bar, `metrics.jsonl`, samples, and TensorBoard where asked for.
+"""What a person sees of a training run: the bar, `metrics.jsonl`, samples; and what callbacks are told.
+
+On a terminal there are a bar and lines of text; in the JSON format every line is an object, whose `kind` says what it is.
 
 Steps to look at are in `incidents.jsonl`, a line for each: those skipped because something was not finite, and those whose loss
 stood far out.
@@ -10,10 +12,10 @@ import contextlib
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -23,11 +25,13 @@ from vrae.corpus.batches import Windows
 from vrae.corpus.prepared import Split
 from vrae.corpus.tokenizer import Tokenizer
 from vrae.distributed import first
-from vrae.errors import DivergenceError, UserError
+from vrae.errors import DivergenceError
 from vrae.files import to_json, write_file
 from vrae.generation.pipeline import Pipeline
 from vrae.generation.text_model import MAX_CHARACTERS
+from vrae.training.callbacks import Callback
 
+LogFormat = Literal["auto", "text", "json"]
 INCIDENTS = "incidents.jsonl"
 _FAR = 6.0  # standard deviations
 _MEMORY = 100  # steps
@@ -43,35 +47,49 @@ class Monitor:
         step: where training starts: records after it, left by an interrupted run, are removed, so that the files read as
             if nothing had happened.
         max_steps: of the bar.
-        tensorboard: also write event files.
-        quiet: no bar and no lines.
+        callbacks: are told what is recorded.
+        log_format: of the lines on stderr: `text`, `json`, or `auto`, text on a terminal and JSON elsewhere.
+        quiet: no bar and no lines but warnings, and those as text, like errors.
     """
 
-    def __init__(self, run: Path, step: int, max_steps: int, *, tensorboard: bool = False, quiet: bool = False) -> None:
-        self.quiet = quiet or not first()
-        self._board: Any = None
-        if tensorboard and first():
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise UserError("--train.tensorboard: not installed. Run: pip install 'vrae[tensorboard]'") from None
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+    def __init__(
+        self,
+        run: Path,
+        step: int,
+        max_steps: int,
+        *,
+        callbacks: Sequence[Callback] = (),
+        log_format: LogFormat = "text",
+        quiet: bool = False,
+    ) -> None:
+        self.quiet, self.callbacks = quiet or not first(), callbacks if first() else ()
+        self.as_json = not quiet and (log_format == "json" or (log_format == "auto" and not sys.stderr.isatty()))
         self._metrics, self._samples, self._incidents = (
             _Records(run / name, step, self.warn) for name in ("metrics.jsonl", "samples.jsonl", INCIDENTS)
         )
         self._bar = tqdm(
-            total=max_steps or None, initial=step, unit="step", disable=True if self.quiet else None, dynamic_ncols=True
+            total=max_steps or None,
+            initial=step,
+            unit="step",
+            disable=True if self.quiet or self.as_json else None,
+            dynamic_ncols=True,
         )
 
     def say(self, line: str) -> None:
         """One line for people."""
         if not self.quiet:
-            self._bar.write(line, file=sys.stderr)
+            self._bar.write(_line({"kind": "note", "text": line.strip()}).rstrip() if self.as_json else line, file=sys.stderr)
 
     def warn(self, line: str) -> None:
         """One line for people, whether they asked for quiet or not."""
         if first():
-            self._bar.write(f"vrae: warning: {line}", file=sys.stderr)
+            told = _line({"kind": "warning", "text": line}).rstrip() if self.as_json else f"vrae: warning: {line}"
+            self._bar.write(told, file=sys.stderr)
+
+    def _log(self, kind: str, record: dict[str, Any]) -> None:
+        """One line for programs, where they are who reads."""
+        if self.as_json and not self.quiet:  # quiet: of several processes, all but the first
+            self._bar.write(_line({"kind": kind, **record}).rstrip(), file=sys.stderr)
 
     def expect(self, max_steps: int) -> None:
         """The bar's length is known now."""
@@ -85,6 +103,7 @@ class Monitor:
     def metrics(self, record: dict[str, Any]) -> None:
         """A line of metrics.jsonl, and the bar's figures."""
         self._metrics.append(record)
+        self._log("metrics", record)
         shown = {
             "epoch": f"{record['epoch']:.1f}",
             "distortion": f"{record['distortion']:.1f}",
@@ -94,25 +113,23 @@ class Monitor:
         }
         if record["split"] == "train":
             self._bar.set_postfix({key: value for key, value in shown.items() if value is not None}, refresh=False)
-        else:
+        elif not self.as_json:
             self.say(
                 f"step {record['step']:>6}  validation: -elbo {-record['elbo']:.2f} nats/turn = distortion "
                 f"{record['distortion']:.2f} + rate {record['rate']:.2f}   active units {record['active_units']}"
             )
-        if self._board:
-            for key, value in record.items():
-                if key not in ("step", "split") and isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{record['split']}/{key}", value, record["step"])
+        for callback in self.callbacks:
+            callback.metrics(record)
 
     def samples(self, record: dict[str, Any]) -> None:
         """A line of samples.jsonl: {"step", "samples": {kind: [text or [text, text], ..]}}; a few are shown."""
         self._samples.append(record)
-        for kind, rows in record["samples"].items():
+        self._log("samples", record)
+        for kind, rows in record["samples"].items() if not self.as_json else ():
             for row in rows[:3]:
                 self.say(f"    {kind:<15} {row if isinstance(row, str) else '  ->  '.join(row)}")
-            if self._board:
-                text = "\n\n".join(row if isinstance(row, str) else " -> ".join(row) for row in rows)
-                self._board.add_text(kind, text, record["step"])
+        for callback in self.callbacks:
+            callback.samples(record)
 
     def incident(self, record: dict[str, Any]) -> None:
         """A line of incidents.jsonl: {"step", "event", "turns": [number in the split, ..], ..}."""
@@ -122,8 +139,6 @@ class Monitor:
         self._bar.close()
         for records in (self._metrics, self._samples, self._incidents):
             records.close()
-        if self._board:
-            self._board.close()
 
 
 @dataclass
@@ -212,6 +227,13 @@ def show(pipeline: Pipeline, windows: Windows) -> dict[str, list[Any]]:
         shown["reply"] = [[text, *(r.text for r in found)] for text, found in zip(texts, replies, strict=True)]
     shown["sample"] = [s.text for s in pipeline.sample(5, seed=0, decoding=decoding)]
     return shown
+
+
+def latent_map(pipeline: Pipeline, windows: Windows, most: int = 1000) -> dict[str, Any]:
+    """Texts of an even sample of a split's turns, and their posterior means: `texts` and `mean_NZ` for `Callback.latents`."""
+    chosen = windows.target_N[:: max(-(-len(windows) // most), 1)].tolist()
+    texts = [pipeline.tokenizer.decode(windows.split.turn(turn))[:MAX_CHARACTERS] for turn in chosen]
+    return {"texts": texts, "mean_NZ": pipeline.encode(texts)[0]}
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from vrae import __version__
 from vrae.config import RunConfig, from_dict
 from vrae.corpus.prepared import Corpus
 from vrae.errors import ConfigError, UserError
@@ -149,6 +152,11 @@ def corpus_info(corpus: Corpus) -> dict[str, Any]:
         "cleaning": manifest["settings"]["cleaning"],
         "splits": manifest["splits"],
     }
+
+
+def versions() -> dict[str, str]:
+    """What a model remembers of the programs that made it."""
+    return {"vrae": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
 
 
 def corpus_of(run: Path) -> str:

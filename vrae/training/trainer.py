@@ -11,6 +11,7 @@ import dataclasses
 import math
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,23 @@ from vrae.evaluation.information import ActiveUnits
 from vrae.evaluation.likelihood import Bound, measure
 from vrae.generation.pipeline import Pipeline
 from vrae.model.vrae import VRAE
+from vrae.training.board import TensorBoard
+from vrae.training.callbacks import Callback
 from vrae.training.checkpoint import Checkpoints, Restored
 from vrae.training.gradients import Gradients, mix
 from vrae.training.hardware import keep_memory, pick_device, pick_precision
-from vrae.training.monitor import LossLevel, Monitor, Watch, show
+from vrae.training.monitor import LogFormat, LossLevel, Monitor, Watch, latent_map, show
 from vrae.training.objective import BagOfWords
 from vrae.training.optimizer import make_optimizer
-from vrae.training.run_folder import DRY_RUN, corpus_info, fit_to_corpus, open_run
+from vrae.training.run_folder import DRY_RUN, corpus_info, fit_to_corpus, open_run, versions
 from vrae.training.schedules import AggressivePhase, RateController, kl_weight, learning_rate
 from vrae.training.signals import InterruptedRunError, RunSignals
 
+# of a validation, beside the weights
+_REMEMBERED = (
+    *("turns", "tokens", "elbo", "rate", "distortion", "perplexity", "bits_per_token", "mutual_information"),
+    *("active_units", "latent_size"),
+)
 _JUDGED_STEPS = 50  # from so many on, the pace says how many there will be
 
 
@@ -78,6 +86,8 @@ def train(
     resume: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
+    callbacks: Sequence[Callback] = (),
+    log_format: LogFormat = "text",
 ) -> Result:
     """Trains a model on a prepared corpus into the folder `run`.
 
@@ -92,7 +102,9 @@ def train(
             Architecture, batches, objective and optimiser must be as they were; lengths, intervals, device and the number of
             processes may change.
         dry_run: two steps, a validation and a checkpoint in `run`/dry-run, to see that all of it works.
-        quiet: no bar and no lines.
+        quiet: no bar and no lines but warnings.
+        callbacks: are told what happens, see `Callback`.
+        log_format: of the lines on stderr: `text`, `json`, or `auto`, text on a terminal and JSON elsewhere.
 
     Raises:
         UserError: the settings do not fit the corpus, or the folder holds another run, or one that another process trains.
@@ -115,7 +127,8 @@ def train(
             same("configuration", config)
             same("corpus", corpus.fingerprint)
             try:
-                return _Run(config, corpus, batches, validation, run, resume, quiet).fit(signals)
+                told = [*callbacks, *([TensorBoard()] if config.train.tensorboard and first() else [])]
+                return _Run(config, corpus, batches, validation, run, resume, quiet, told, log_format).fit(signals)
             except (InterruptedRunError, DivergenceError) as error:
                 if first():
                     raise
@@ -132,6 +145,8 @@ class _Run:
         run: Path,
         resume: bool,
         quiet: bool,
+        callbacks: Sequence[Callback],
+        log_format: LogFormat,
     ) -> None:
         self.config, self.corpus, self.run, self.batches, self.validation = config, corpus, run, batches, validation
         options = config.train
@@ -149,6 +164,7 @@ class _Run:
         self.checkpoints = Checkpoints(run, options.keep_last, self.bag_of_words)
         self.progress = Progress()
         self.agreed: tuple[int, bool] = (0, False)  # what signals have asked any of several processes for
+        self.measured: Bound | None = None  # the last validation of this process
         self.saved: tuple[Path, dict[str, Any]] | None = None  # the last checkpoint, and trainer.json of it
         warnings: list[str] = []
         if resume and self.checkpoints.found():
@@ -156,7 +172,8 @@ class _Run:
             self.progress = _progress(restored, config.model.latent_size)
             self.saved, warnings = (restored.path, restored.state), restored.warnings
         self.progress.max_steps = options.max_steps
-        self.monitor = Monitor(run, self.progress.step, self.progress.max_steps, tensorboard=options.tensorboard, quiet=quiet)
+        show_as: dict[str, Any] = {"callbacks": callbacks, "log_format": log_format, "quiet": quiet}
+        self.monitor = Monitor(run, self.progress.step, self.progress.max_steps, **show_as)
         for line in warnings:
             self.monitor.warn(f"{line}; going on from step {self.progress.step}")
         self.active = ActiveUnits(config.model.latent_size, self.progress.active)
@@ -173,7 +190,9 @@ class _Run:
             f"{self.batches.tokens:,} tokens, {self.batches.batches_per_epoch:,} steps an epoch; "
             f"{self.batches.left_out:,} turns of more than {self.config.batches.max_turn_tokens} tokens left out"
         )
-        self.started, bound = time.monotonic() - 60 * progress.minutes, None
+        self.started, bound, reason = time.monotonic() - 60 * progress.minutes, None, ""
+        for callback in self.monitor.callbacks:
+            callback.start(self.run, self._info(), progress.step)
         try:
             while True:
                 self._plan()
@@ -186,11 +205,22 @@ class _Run:
                     self._save(needed=bool(reason))
                 self._heed(signals)
                 if reason:
+                    self._show_latents()
                     return Result(self.run, progress.step, reason, bound or self._bound())
                 self._step(signals)
                 self.monitor.advance()
         finally:
             self.monitor.close()
+            for callback in self.monitor.callbacks:
+                callback.end(reason)
+
+    def _show_latents(self) -> None:
+        """At the end, where anyone wants to see them."""
+        if self.monitor.callbacks and self.config.model.latent_size and len(self.validation):
+            pipeline = Pipeline(self.model, self.corpus.tokenizer, self._info())
+            record = {"step": self.progress.step, **latent_map(pipeline, self.validation)}
+            for callback in self.monitor.callbacks:
+                callback.latents(record)
 
     def _heed(self, signals: RunSignals) -> None:
         """Between two steps: saves where a signal asks for it, and stops where one asks for that."""
@@ -371,6 +401,7 @@ class _Run:
                 "tokens_per_second": bound.tokens / seconds,
                 "lr": learning_rate(progress.step, progress.max_steps or 10**9, self.config.train),
                 "bits_per_token": bound.bits_per_token,
+                "rate_per_dimension": bound.rate_per_dimension,
             }
         )
         if bound.collapse.state in ("collapsed", "partially collapsed"):
@@ -381,6 +412,7 @@ class _Run:
         else:
             progress.without_better += 1
         progress.validated = progress.step
+        self.measured = bound
         return bound
 
     def _bound(self) -> Bound:
@@ -421,7 +453,11 @@ class _Run:
         return path
 
     def _info(self) -> dict[str, Any]:
-        return {"run": dataclasses.asdict(self.config), "corpus": corpus_info(self.corpus)}
+        """What the model remembers, with the figures of a validation at this very step."""
+        info = {"run": dataclasses.asdict(self.config), "corpus": corpus_info(self.corpus), "versions": versions()}
+        if self.measured and self.progress.validated == self.progress.step:
+            info["validation"] = {key: getattr(self.measured, key) for key in _REMEMBERED}
+        return info
 
 
 def _progress(restored: Restored, latent_size: int) -> Progress:

@@ -328,7 +328,7 @@ def _job(name: str) -> Callable[[Namespace], int]:
 JOBS = (
     *("respond", "chat", "sample", "reconstruct", "interpolate", "variations", "analogy", "encode", "score"),
     *("neighbours build", "neighbours query", "attributes learn", "attributes move", "plot"),
-    *("compress", "decompress", "evaluate"),
+    *("compress", "decompress", "evaluate", "export"),
 )
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "demo": _demo,

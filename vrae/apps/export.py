@@ -147,15 +147,16 @@ def _onnx(graph: Graph) -> bytes:
 
 def onnx_gru(inputs: Any, w_in: Any, w_state: Any, bias: Any, state: Any) -> Any:
     """`graphs.gru_layer` as ONNX's operator."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    op: Any = opset18
     states, _ = op.GRU(inputs, w_in, w_state, bias, None, state, hidden_size=state.shape[-1], linear_before_reset=1)
     return op.Squeeze(states, op.Constant(value_ints=[1]))  # the axis of directions
 
 
 def _sample(array: Array) -> torch.Tensor:
     """An array of such a shape to trace the graph with: ids and lengths of 2."""
-    dims = [{"batch": 2, "turns": 3, "tokens": 4}.get(size, size) if isinstance(size, str) else size for size in array.shape]
+    dims = [{"batch": 2, "turns": 3, "tokens": 4}[size] if isinstance(size, str) else size for size in array.shape]
     return torch.full(dims, 2) if array.dtype == "int64" else torch.zeros(dims)
 
 

@@ -161,8 +161,10 @@ class _TurnReader(nn.Module):
         inputs_NTX: Tensor = self.embedding(ids_NT)
         backwards_NT1 = _backwards(lengths_N, ids_NT)[:, :, None]
         for ways in self.layers:
+            assert isinstance(ways, nn.ModuleList)
             found = []
-            for way, layer in enumerate(ways):  # type: ignore[arg-type]
+            for way, layer in enumerate(ways):
+                assert isinstance(layer, _Layer)
                 given_NTX = inputs_NTX.gather(1, backwards_NT1.expand_as(inputs_NTX)) if way else inputs_NTX
                 states_NTH, last_NH = layer(given_NTX, lengths_N, inputs_NTX.new_zeros(ids_NT.shape[0], layer.size))
                 found.append((states_NTH.gather(1, backwards_NT1.expand_as(states_NTH)) if way else states_NTH, last_NH))

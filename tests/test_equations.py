@@ -225,7 +225,8 @@ def what_is_carried() -> tuple[Values, Values]:
 
 
 def active_units() -> tuple[Values, Values]:
-    means = drawn(8, 4) * np.array([1, 0.105, 0.01, 0.5])
+    means = drawn(8, 4)
+    means *= np.sqrt([1, 0.0105, 0.0095, 0.015]) / means.std(0, ddof=1)  # the second is below, divided by n
     units = ActiveUnits(4)
     units.add(tensor(means))
     return {"means": means}, {"active": units.active_Z}

@@ -1,4 +1,4 @@
-"""The commands and examples of README and guide run as they stand there (the demo shortened, and without installing)."""
+"""The commands and examples of README and docs run as they stand there (the demo shortened, and without installing)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from vrae.apps.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+DOCS = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
+
+
+RUN = {"vrae": "-m vrae ", "python": ""}
 
 
 def blocks(mark: str, page: str = README) -> list[str]:
@@ -39,7 +42,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """One shell line, with `vrae` being the package under test."""
-    command = re.sub(r"(^|\| )vrae (?=\w)", rf"\1{shlex.quote(sys.executable)} -m vrae ", command)
+    command = re.sub(r"(^|\| )(vrae|python) (?=\w)", lambda m: f"{m[1]}{shlex.quote(sys.executable)} {RUN[m[2]]}", command)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -47,14 +50,18 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 COMMANDS = [command for block in blocks("run") for command in block.splitlines()]
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *blocks("run", GUIDE)], ids=lambda block: " ".join(block.split()[:6]))
+@pytest.mark.parametrize(
+    "command",
+    [*COMMANDS, *(block for page in DOCS for block in blocks("run", page))],
+    ids=lambda block: " ".join(block.split()[:6]),
+)
 def test_command_runs(
     command: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In this process, but for what needs a shell; the lines of a block of the guide one after the other."""
+    """In this process, but for what needs a shell; the lines of a block of the docs one after the other."""
     monkeypatch.chdir(workspace)
     for line in command.splitlines():
-        if re.search("[|>]", line):
+        if re.search("[|>]", line) or not line.startswith("vrae "):
             done = run(line, workspace)
             assert done.returncode == 0, done.stderr
             assert done.stdout.strip() or " > " in line

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 import time
+import unicodedata
 
 import pytest
 
@@ -19,6 +21,9 @@ def talk(*turns: str, speakers: tuple[int, ...] | None = None, id: str = "a", sp
 
 def text(message: str, **settings: bool | int) -> str:
     return Cleaner(CleaningConfig(**settings)).text(message)  # type: ignore[arg-type]
+
+
+OFF: dict[str, bool | int] = {"mask_personal": False, "max_repeats": 0}
 
 
 class TestText:
@@ -134,6 +139,35 @@ class TestText:
     def test_apostrophes(self, message: str, expected: str) -> None:
         assert text(message, restore_apostrophes=True) == expected
         assert text(message) == message
+
+    @pytest.mark.parametrize("settings", [{}, {"lowercase": True, "restore_apostrophes": True, "max_repeats": 2}, OFF], ids=str)
+    @pytest.mark.parametrize(
+        "message",
+        [
+            *("  two\t words \r\n", "line\nbreak", "no\u00a0break and\u2003wide", "bell\x07 null\x00 c1\x9f", "next\x85line"),
+            *(
+                "a\u202eb\u2066c\u2069d\u202a",
+                "\ufeffstart",
+                "it\u2019s \u2018so\u2019 \u201cgood\u201d",
+                "cafe\u0301 你好",
+                "",
+            ),
+            *("write to me@example.com or @some_one", "see https://a.b/c?d=e, and www.site.org/x.", "bit.ly/x v1.2 e.g. this"),
+            *(
+                "sooooo goooood!!!!!!",
+                "10000000",
+                "a" * 60,
+                "IM me, im here, Im and iM",
+                "Dont, dont; THATS don't cant_do whats",
+            ),
+        ],
+    )
+    def test_as_regular_expressions(self, message: str, settings: dict[str, bool | int]) -> None:
+        cleaner = Cleaner(CleaningConfig(**settings))  # type: ignore[arg-type]
+        found = unicodedata.normalize("NFC", message)
+        for pattern, replacement in cleaner.substitutions():
+            found = re.sub(pattern, replacement, found)
+        assert (found.lower() if settings.get("lowercase") else found) == cleaner.text(message)
 
     def test_lowercase(self) -> None:
         assert text("Hello ÉCOLE", lowercase=True) == "hello école"

@@ -307,7 +307,7 @@ def _job(name: str) -> Callable[[Namespace], int]:
 JOBS = (
     *("respond", "chat", "serve", "sample", "reconstruct", "interpolate", "variations", "analogy", "encode", "score"),
     *("neighbours build", "neighbours query", "attributes learn", "attributes move", "plot"),
-    *("compress", "decompress", "evaluate", "push"),
+    *("compress", "decompress", "evaluate", "push", "export"),
 )
 _COMMANDS: dict[str, Callable[[Namespace], int]] = {
     "demo": _demo,

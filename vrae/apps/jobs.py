@@ -408,6 +408,23 @@ def evaluate(values: Namespace) -> int:
     return 0
 
 
+def export(values: Namespace) -> int:
+    from vrae.apps.export import EXAMPLE, export_onnx
+    from vrae.generation.pipeline import DEMO_MODEL, load
+
+    if values.format != "onnx":
+        raise UserError(f"--format must be onnx. Got {values.format!r:.40}")
+    info = export_onnx(load(values.run or DEMO_MODEL), values.out, overwrite=values.overwrite)
+    if values.json:
+        print_json({"out": values.out, **info})
+    else:
+        for name, graph in info["graphs"].items():
+            print(f"{name:<10} {', '.join(graph['inputs'])} -> {', '.join(graph['outputs'])}")
+        words = '"Hi!"' if info["context_turns"] else '"hello there" "see you tomorrow"'
+        print(f"written to {values.out}. Next: python {Path(values.out, EXAMPLE)} {words}")
+    return 0
+
+
 def _load(values: Namespace, model: str | None = None, max_seconds: float | None = None) -> Pipeline:
     from vrae.generation.pipeline import DEMO_MODEL, load
     from vrae.training.hardware import pick_device

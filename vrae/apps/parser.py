@@ -135,6 +135,17 @@ def build_parser(chitchat: bool = False) -> Command:
     push.add_argument("--card", action="store_true", help="print the card that would be written, and upload nothing")
     _add_model(push)
 
+    export = add(
+        "export",
+        "A model as ONNX graphs for programs that have no torch, with an example that uses them.",
+        "vrae export run --format onnx --out onnx",
+    )
+    export.add_argument("run", nargs="?", type=str, default="", help="a run or a model; default: what vrae demo made here")
+    export.add_argument("--format", type=str, default="onnx", help="onnx is the one there is")
+    export.add_argument("--out", type=str, required=True, help="folder to write")
+    export.add_argument("--overwrite", action="store_true", help="replace an export that is there")
+    export.add_argument("--json", action="store_true", help="print one JSON object")
+
     bench = add(
         "bench",
         "Measure how fast training and writing are here: ratios to the machine's own rate of matrix products, and to GPT-2.",

@@ -160,6 +160,24 @@ class Cleaner:
                 text = restored
         return text.lower() if self.config.lowercase else text
 
+    def substitutions(self) -> list[tuple[str, str]]:
+        """`text` for programs that have no vrae: regular expressions, and what takes the place of their matches, in order.
+
+        NFC comes before them and, with `lowercase`, lower case after them. Only phone numbers stay as they are: what is one is
+        decided by more than a pattern.
+        """
+        config, separators = self.config, "".join(chr(code) for code, to in _CHARACTERS.items() if to)
+        steps = [("[\u2018\u2019]", "'"), ("[\u201c\u201d]", '"'), (f"[{re.escape(separators)}]", " "), (_UNWANTED.pattern, "")]
+        steps += [(r"\s+", " "), ("^ | $", "")]
+        if config.mask_personal:
+            steps += [(_EMAIL.pattern, "<email>"), (f"(?i){_URL.pattern}", "<url>"), (_HANDLE.pattern, "<user>")]
+        if config.max_repeats:
+            steps.append((self._run.pattern, self._cut))
+        if config.restore_apostrophes:
+            for word, at in _RESTORED.items():
+                steps.append((rf"(?i)(?<![\w'])(?-i:(?!IM))({word[:at]})({word[at:]})(?![\w'])", r"\1'\2"))
+        return steps
+
     def _characters(self, text: str) -> str:
         if _UNWANTED.search(text):
             self.changed["control characters removed"] += 1

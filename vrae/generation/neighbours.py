@@ -81,7 +81,7 @@ class Index:
     Raises:
         DataError: the arrays are not of such a form, or do not fit together.
 
-    Example:
+    Examples:
         >>> import tempfile, vrae
         >>> from vrae.generation.neighbours import Index
         >>> model, folder = vrae.load("vrae-demo/model"), tempfile.mkdtemp()

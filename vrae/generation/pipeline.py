@@ -91,7 +91,7 @@ class Step:
 class Pipeline(Publishing):
     """A trained model, ready to use.
 
-    Example:
+    Examples:
         >>> import vrae
         >>> model = vrae.load("vrae-demo/model")
         >>> replies = model.respond(["Hi!", "Hello, how was your weekend?"], n=5, seed=1)

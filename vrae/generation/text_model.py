@@ -55,7 +55,7 @@ class TextModel:
         self.model, self.tokenizer, self.info, self.max_seconds = model.eval(), tokenizer, info, max_seconds
         corpus = info.get("corpus")
         cleaning = corpus.get("cleaning", {}) if isinstance(corpus, dict) else {}
-        self._cleaner = Cleaner(from_dict(CleaningConfig, cleaning, "config.json: corpus.cleaning"))
+        self.cleaner = Cleaner(from_dict(CleaningConfig, cleaning, "config.json: corpus.cleaning"))
 
     @property
     def longest_turn(self) -> int:
@@ -164,7 +164,7 @@ class TextModel:
             raise UserError(f"a text must be a string. Got {type(text).__name__}")
         if len(text) > MAX_CHARACTERS:
             raise UserError(f"a text must have at most {MAX_CHARACTERS} characters. Got {len(text)}")
-        return self._cleaner.text(text.encode("utf-8", "replace").decode())
+        return self.cleaner.text(text.encode("utf-8", "replace").decode())
 
 
 class _TimedNoise(Noise):

@@ -71,7 +71,7 @@ class Decoder(nn.Module):
         """The state before the first token."""
         condition_BD = torch.cat([z_BZ, context_BC], -1)
         state_BX = torch.tanh(self.start_state(condition_BD))
-        state_LBH = state_BX.view(len(z_BZ), self.config.decoder_layers, -1).transpose(0, 1).contiguous()
+        state_LBH = state_BX.view(z_BZ.shape[0], self.config.decoder_layers, -1).transpose(0, 1).contiguous()
         condition_BE = self.condition(condition_BD)
         skip_BE = self.skip(z_BZ) if self.config.skip_latent else torch.zeros_like(condition_BE)
         return DecoderState(condition_BE, skip_BE, state_LBH)

@@ -7,23 +7,23 @@ has no component for. A handler takes the values of its components and returns t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.events import api
 
 from vrae.apps import fragments
 from vrae.apps.about import about
 from vrae.apps.chat import Conversation, Exchange, plain
+from vrae.apps.components import JOB, html, kindly, on
 from vrae.apps.latent_map import LatentMap
 from vrae.apps.service import Service
 from vrae.config import DecodingConfig, ResponseConfig, from_dict
-from vrae.errors import UserError, is_out_of_memory
+from vrae.errors import UserError
 from vrae.generation.text_model import in_range, seed_of
 
-_JAVASCRIPT = (Path(__file__).parent / "assets" / "page.js").read_text(encoding="utf-8")
 _OPENINGS = ("Hi! How are you today?", "What do you like to do for fun?", "How was your weekend?")
 _ENDS = ("i am going home", "what do you want to eat?")
 _STEPS = 25  # of a path: enough for a slider to move smoothly
@@ -53,88 +53,34 @@ _BITS = (
     "Click a reply to go on with it. Bits say how surprising its words are to the model: each bit halves their probability. "
     "The log-probability is the same in natural units."
 )
-_JOB: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}  # whatever asks the model waits in one queue
-_EVENT: dict[str, Any] = {**_JOB, "api_visibility": "private", "show_progress": "minimal"}
 
 
 def build(service: Service, chart: LatentMap | None, run: Path) -> gr.Blocks:
     """The page and the API, not yet served. `chart`: None without a latent; `run`: the folder the model was loaded from."""
-    with gr.Blocks(title=f"vrae: {service.name}", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        _html(f'<header class="v-title"><h1>vrae</h1><p>Talk with {escape(service.name)}, and look inside it.</p></header>')
+    page = gr.Blocks(title=f"vrae: {service.name}", analytics_enabled=False, delete_cache=(3600, 3600))
+    with page:
+        html(f'<header class="v-title"><h1>vrae</h1><p>Talk with {escape(service.name)}, and look inside it.</p></header>')
         with gr.Tab("Respond"):
             _respond(service)
         with gr.Tab("Interpolate"):
-            _interpolate(service, chart) if chart else _html(fragments.note(_NO_LATENT))
+            _interpolate(service, chart) if chart else html(fragments.note(_NO_LATENT))
         with gr.Tab("Explore"):
             _explore(service, chart) if chart else _drawn(service)
         with gr.Tab("About the model"):
-            _html(about(service.pipeline, service.name, run))
+            html(about(service.pipeline, service.name, run))
         for name, job in service.jobs.items():
-            gr.api(kindly(job), api_name=name, **_JOB)
+            api(kindly(job), api_name=name, **JOB)
     return page
-
-
-def theme() -> gr.themes.Base:
-    """System fonts, one accent; text and buttons with enough contrast in light and in dark."""
-    return gr.themes.Base(
-        primary_hue="teal", neutral_hue="stone", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    ).set(
-        color_accent="*primary_700",
-        body_text_color_subdued="*neutral_500",
-        body_text_color_subdued_dark="*neutral_400",
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_dark="*primary_700",
-        button_primary_background_fill_hover_dark="*primary_600",
-        button_secondary_background_fill="transparent",
-        button_secondary_background_fill_hover="*neutral_100",
-        button_secondary_background_fill_dark="transparent",
-        button_secondary_background_fill_hover_dark="*neutral_800",
-        button_secondary_border_color="*neutral_300",
-        button_secondary_border_color_dark="*neutral_600",
-        button_border_width="1px",
-        button_large_text_size="*text_md",
-        button_large_text_weight="500",
-        button_large_padding="8px 16px",
-        slider_color="*primary_700",
-        slider_color_dark="*primary_400",
-    )
-
-
-def kindly(job: Callable[..., Any], shown: Callable[[str], str] = str) -> Callable[..., Any]:
-    """A job that fails with a line for whoever asked. `shown`: how that line is written; on the page it is HTML."""
-
-    @functools.wraps(job)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return job(*args, **kwargs)
-        except UserError as error:
-            raise gr.Error(shown(str(error)), title="That did not work", print_exception=False) from None
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise gr.Error("out of memory: ask for less at a time", title="That did not work") from error
-            raise gr.Error("something went wrong here; the log of the server says what", title="Our mistake") from error
-
-    return run
-
-
-def _on(event: Callable[..., Any], job: Callable[..., Any], inputs: Any, outputs: Any) -> None:
-    event(kindly(job, escape), inputs, outputs, **_EVENT)
-
-
-def _html(value: str) -> gr.HTML:
-    """A fragment, which may trigger `select`."""
-    return gr.HTML(value, js_on_load=_JAVASCRIPT, apply_default_css=False)
 
 
 def _respond(service: Service) -> None:
     if not service.pipeline.model.config.context_turns:
-        _html(fragments.note(_NO_CONTEXT))
+        html(fragments.note(_NO_CONTEXT))
         return
     past = gr.State([], time_to_live=3600)
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            talk = _html(fragments.transcript([]))
+            talk = html(fragments.transcript([]))
             line = gr.Textbox(label="Your line", placeholder="Write something, then Enter", max_length=2000)
             with gr.Row():
                 say = gr.Button("Say it", variant="primary", min_width=90)
@@ -142,9 +88,9 @@ def _respond(service: Service) -> None:
             with gr.Row() as first:
                 openings = [gr.Button(opening, size="sm", min_width=140) for opening in _OPENINGS]
         with gr.Column(scale=4, min_width=320):
-            found = _html(fragments.replies([], 0))
+            found = html(fragments.replies([], 0))
             retry = gr.Button("Other replies")
-            _html(fragments.note(_BITS))
+            html(fragments.note(_BITS))
             with gr.Accordion("Settings", open=False):
                 settings = [
                     gr.Slider(1, _SHOWN, 4, step=1, label="Replies to choose from"),
@@ -195,13 +141,13 @@ def _respond(service: Service) -> None:
 
     outputs = [talk, found, past, first]
     for event in (line.submit, say.click):
-        _on(event, answer, [line, past, *settings], [line, *outputs])
+        on(event, answer, [line, past, *settings], [line, *outputs])
     for opening, button in zip(_OPENINGS, openings, strict=True):
-        _on(button.click, functools.partial(answer, opening), [past, *settings], [line, *outputs])
-    _on(retry.click, others, [past, *settings], outputs)
-    _on(found.select, choose, [past], outputs)
-    _on(undo.click, lambda past: shown(past[:-1]), [past], outputs)
-    _on(reset.click, lambda: shown([]), None, outputs)
+        on(button.click, functools.partial(answer, opening), [past, *settings], [line, *outputs])
+    on(retry.click, others, [past, *settings], outputs)
+    on(found.select, choose, [past], outputs)
+    on(undo.click, lambda past: shown(past[:-1]), [past], outputs)
+    on(reset.click, lambda: shown([]), None, outputs)
 
 
 def _interpolate(service: Service, chart: LatentMap) -> None:
@@ -215,30 +161,30 @@ def _interpolate(service: Service, chart: LatentMap) -> None:
         return fragments.path(chart, steps, points, "" if [steps[0]["text"], steps[-1]["text"]] == [a, b] else _ROUGHLY)
 
     if _only_in_context(service):
-        _html(fragments.note(_IN_CONTEXT))
+        html(fragments.note(_IN_CONTEXT))
     with gr.Row(equal_height=True):
         ends = [gr.Textbox(end, label=label, max_length=2000) for end, label in zip(_ENDS, ("From", "To"), strict=True)]
     if reads:
         ends.append(gr.Textbox(label="Said before (may stay empty)", max_length=2000))
     go = gr.Button("Find the way", variant="primary", elem_classes="v-go")
-    path = _html(way(*_ENDS))
+    path = html(way(*_ENDS))
     for event in (go.click, *(end.submit for end in ends)):
-        _on(event, way, ends, path)
+        on(event, way, ends, path)
 
 
 def _explore(service: Service, chart: LatentMap) -> None:
     styles = service.attributes
     if _only_in_context(service):
-        _html(fragments.note(_IN_CONTEXT))
+        html(fragments.note(_IN_CONTEXT))
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
-            chosen = _html(fragments.map_to_explore(chart))
+            chosen = html(fragments.map_to_explore(chart))
         with gr.Column(scale=4, min_width=320):
             text = gr.Textbox(label="Sentence", placeholder="Choose one on the map, or write one", max_length=2000)
             radius = gr.Slider(0.1, 2, 0.5, step=0.1, label="How far to look around it")
             style = gr.Radio(list(styles), value=next(iter(styles), None), label="Style", visible=len(styles) > 1)
             look = gr.Button("Look around", variant="primary")
-            around = _html(fragments.note("Its neighbourhood appears here.", "empty"))
+            around = html(fragments.note("Its neighbourhood appears here.", "empty"))
 
     def rows(found: list[tuple[str, str]]) -> list[tuple[str, str, fragments.Point]]:
         places = chart.place(service.pipeline.encode([text for text, _ in found])[0]) if found else []
@@ -268,20 +214,20 @@ def _explore(service: Service, chart: LatentMap) -> None:
         return text, explore(text, radius, style)
 
     for event in (look.click, text.submit):
-        _on(event, explore, [text, radius, style], around)
+        on(event, explore, [text, radius, style], around)
     for event in (chosen.select, around.select):
-        _on(event, pick, [radius, style], [text, around])
+        on(event, pick, [radius, style], [text, around])
 
 
 def _drawn(service: Service) -> None:
     """What a model without a latent can show instead of a map."""
-    _html(fragments.note(f"{_NO_LATENT} It can draw turns as they come:"))
-    go, found = gr.Button("Draw some turns", elem_classes="v-go"), _html("")
+    html(fragments.note(f"{_NO_LATENT} It can draw turns as they come:"))
+    go, found = gr.Button("Draw some turns", elem_classes="v-go"), html("")
 
     def draw() -> str:
         return fragments.lines((one["text"], fragments.bits(one["log_prob"])) for one in service.sample(_SHOWN)["samples"])
 
-    _on(go.click, draw, None, found)
+    on(go.click, draw, None, found)
 
 
 def _only_in_context(service: Service) -> bool:

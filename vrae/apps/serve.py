@@ -65,7 +65,8 @@ def serve(
         raise UserError("serve needs gradio: pip install 'vrae[serve]'") from None
     from gradio.route_utils import FnIndexInferError
 
-    from vrae.apps.page import build, theme
+    from vrae.apps.components import theme
+    from vrae.apps.page import build
 
     chart = latent_map(pipeline, model, data, _SENTENCES) if pipeline.model.config.latent_size else None
     styles = _styles(pipeline, chart, attributes)
@@ -74,7 +75,7 @@ def serve(
     page = build(Service(pipeline, name, styles), chart, Path(model))
     page.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)  # open, /run/ would be a way past the queue
     # after each request gradio would make a table of all that ever came, for a monitor that is off here
-    page._queue.compute_analytics_summary = lambda records: None
+    page._queue.compute_analytics_summary = lambda records: None  # type: ignore[method-assign]
     os.environ.pop("GRADIO_ALLOWED_PATHS", None)  # gradio would hand out what lies there
     try:
         _, local, public = page.launch(

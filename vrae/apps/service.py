@@ -89,7 +89,8 @@ class Service:
         """The path between two turns in the latent space."""
         _need("interpolate", texts, 2)
         in_range("steps", steps, 2, MAX_POINTS)
-        path = self.pipeline.interpolate(*texts, steps, method=method, context=_turns(context))  # type: ignore[arg-type]  # it checks the method
+        a, b = texts
+        path = self.pipeline.interpolate(a, b, steps, method=method, context=_turns(context))  # type: ignore[arg-type]  # it checks the method
         return {"steps": [dataclasses.asdict(step) for step in path]}
 
     def variations(

@@ -513,3 +513,14 @@ def test_threads_do_not_wait_for_long_unless_told_to(
     with pytest.raises(SystemExit):
         cli.console([])
     assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+def test_programs_for_products_are_not_kept_for_ever_unless_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = cli.KEPT_PROGRAMS
+    for name in cli.KEPT_PROGRAMS:
+        monkeypatch.setenv(name, "7")
+    monkeypatch.delenv(second)
+    monkeypatch.setattr(cli, "main", lambda _: 0)
+    with pytest.raises(SystemExit):
+        cli.console([])
+    assert (os.environ[first], os.environ[second]) == ("7", "128")

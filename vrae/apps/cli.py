@@ -39,12 +39,19 @@ class _TerminatedError(BaseException):
     """SIGTERM came. Like KeyboardInterrupt it is no Exception: only clean-up code sees it pass."""
 
 
+# How many programs oneDNN, and torch for it, keep: one for each shape of a product in bf16, with its working memory. At their
+# 1,024 training, which meets new shapes all the time, would fill gigabytes with them. Read at the first product.
+KEPT_PROGRAMS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+
+
 def console(argv: Sequence[str] | None = None) -> NoReturn:
     """`vrae`, as a process of its own."""
     if "OMP_WAIT_POLICY" not in os.environ:
         # Threads wait for each other by spinning. Beside another busy program that makes a step tens of times slower, for what
         # is waited for stands in the queue; so they soon sleep instead. GNU's OpenMP reads it when torch is loaded.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    for name in KEPT_PROGRAMS:
+        os.environ.setdefault(name, "128")
     code = main(argv)
     if any(thread.name.startswith("vrae ") for thread in threading.enumerate()):
         # It is inside a library or waits for input; to tear it down with the interpreter would abort the process.

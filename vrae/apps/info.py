@@ -20,6 +20,7 @@ PACKAGES = (
 # What change what vrae does. Paths, addresses and tokens are not among them: those may be private.
 VARIABLES = (
     *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
+    *("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"),
     *("CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     *("HF_HUB_OFFLINE", "HF_HUB_DISABLE_XET", "NO_COLOR", "LANG", "LC_ALL", "TERM", "COLUMNS"),
 )

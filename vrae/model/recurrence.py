@@ -57,6 +57,16 @@ def run_gru(gru: nn.GRU, packed: PackedSequence, state_LBH: Tensor | None = None
 
 
 _PARAMETERS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
+_ROWS = 16  # a step's products are made for a multiple of so many rows
+
+
+def _whole(rows: int) -> int:
+    """The rows that are multiplied where `rows` are wanted; of the rest, whatever they hold, nothing is read.
+
+    torch makes and keeps a program for every shape that it multiplies in bf16. Steps of every size from one to hundreds would
+    take over a gigabyte, and often be made anew.
+    """
+    return -(-rows // _ROWS) * _ROWS
 
 
 class _Recurrence(torch.autograd.Function):
@@ -78,16 +88,16 @@ class _Recurrence(torch.autograd.Function):
         w_H3H, b_3H = w_3HH.to(dtype).t(), b_3H.to(dtype)
         h_BH = state_BH.to(w_3HH.dtype, copy=True)
         gates_B3H, m_BH = h_BH.new_empty(len(h_BH), 3 * H), torch.empty_like(h_BH)
-        products_B3H = inputs_P3H.new_empty(len(h_BH), 3 * H)
-        states_PH, before_PH = h_BH.new_empty(P, H), inputs_P3H.new_empty(P, H)
+        products_B3H = inputs_P3H.new_empty(_whole(len(h_BH)), 3 * H)
+        states_PH, before_PH = h_BH.new_empty(P, H), inputs_P3H.new_empty(P + _ROWS, H)
         factors_P4H, update_PH = h_BH.new_empty(P if learns else 0, 4, H), h_BH.new_empty(P if learns else 0, H)
-        by_step = inputs_P3H[:, : 2 * H], inputs_P3H[:, 2 * H :], states_PH, before_PH
+        by_step = inputs_P3H[:, : 2 * H], inputs_P3H[:, 2 * H :], states_PH
         steps = list(zip(sizes, *(torch.split(values, sizes) for values in by_step), accumulate(sizes), strict=True))
-        for b, in_ru, in_n, states, before, end in reversed(steps) if backwards else steps:
+        for b, in_ru, in_n, states, end in reversed(steps) if backwards else steps:
             h, products, m = h_BH[:b], products_B3H[:b], m_BH[:b]
             ru, (r, u, n) = gates_B3H[:b, : 2 * H], gates_B3H[:b].chunk(3, 1)
-            before.copy_(h)
-            torch.addmm(b_3H, before, w_H3H, out=products)
+            before_PH[end - b : end] = h
+            torch.addmm(b_3H, before_PH[end - b : end - b + _whole(b)], w_H3H, out=products_B3H[: _whole(b)])
             torch.add(in_ru, products[:, : 2 * H], out=ru).sigmoid_()
             m.copy_(products[:, 2 * H :])
             torch.addcmul(in_n, r, m, out=n).mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, in a fifth of its time
@@ -96,7 +106,7 @@ class _Recurrence(torch.autograd.Function):
                 _factors(r, u, n, m, h, factors_P4H[end - b : end])
                 update_PH[end - b : end] = u
             h.copy_(states)
-        ctx.save_for_backward(factors_P4H, update_PH, before_PH, w_3HH)
+        ctx.save_for_backward(factors_P4H, update_PH, before_PH[:P], w_3HH)
         ctx.sizes, ctx.backwards = sizes, backwards
         return states_PH, h_BH
 
@@ -108,15 +118,17 @@ class _Recurrence(torch.autograd.Function):
         P, H = before_PH.shape
         w_3HH_mru = torch.cat([w_3HH[2 * H :], w_3HH[: 2 * H]]).to(dtype)
         g_BH = grad_last_BH.clone()
-        grads_P4H = before_PH.new_empty(P, 4, H)
-        products_BH = before_PH.new_empty(len(g_BH), H)
-        by_step = (grad_states_PH, factors_P4H, update_PH, grads_P4H, grads_P4H.flatten(1)[:, : 3 * H])
-        steps = list(zip(sizes, *(torch.split(values, sizes) for values in by_step), strict=True))
-        for b, grad_states, factors, u, grads, grads_mru in steps if ctx.backwards else reversed(steps):
+        grads_P4H = before_PH.new_empty(P + _ROWS, 4, H)
+        grads_P3H_mru = grads_P4H.flatten(1)[:, : 3 * H]
+        products_BH = before_PH.new_empty(_whole(len(g_BH)), H)
+        by_step = (grad_states_PH, factors_P4H, update_PH, grads_P4H[:P])
+        steps = list(zip(sizes, *(torch.split(values, sizes) for values in by_step), accumulate(sizes), strict=True))
+        for b, grad_states, factors, u, grads, end in steps if ctx.backwards else reversed(steps):
             g = g_BH[:b].add_(grad_states)
             torch.mul(g[:, None], factors, out=grads)
-            g.mul_(u).add_(torch.mm(grads_mru, w_3HH_mru, out=products_BH[:b]))
-        grads_P4H = grads_P4H.flatten(1)
+            torch.mm(grads_P3H_mru[end - b : end - b + _whole(b)], w_3HH_mru, out=products_BH[: _whole(b)])
+            g.mul_(u).add_(products_BH[:b])
+        grads_P4H = grads_P4H[:P].flatten(1)
         grad_w_mru = grads_P4H[:, : 3 * H].t() @ before_PH
         grad_b_mru = grads_P4H[:, : 3 * H].sum(0)  # adds in float32, whatever the precision
         grad_w, grad_b = (torch.cat([value[H:], value[:H]]).to(w_3HH.dtype) for value in (grad_w_mru, grad_b_mru))

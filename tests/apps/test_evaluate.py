@@ -116,8 +116,8 @@ def test_without_draws_there_is_no_weighted_bound(runs: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere", "--data", "x"], "x: "),
-        (["nowhere"], "does not say which corpus it was trained on. Pass --data"),
+        (["RUN", "--data", "x"], "x: "),
+        (["nowhere"], "--model nowhere: no such folder"),
         (["--model", "a", "b"], "a run is given twice"),
         (["RUN", "--k", "-1"], "--k must be 0 or more. Got -1"),
         (["RUN", "--split", "dev"], "--split must be one of"),

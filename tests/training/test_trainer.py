@@ -409,6 +409,7 @@ class TestLearning:
             assert torch.allclose(one[name], three[name], rtol=0, atol=1e-9), name
         for a, b in zip(records(tmp_path / "1"), records(tmp_path / "3"), strict=True):
             assert a.pop("split") == b.pop("split")
+            assert a.pop("rate_per_dimension", []) == pytest.approx(b.pop("rate_per_dimension", []), rel=1e-9)
             assert a == pytest.approx(b, rel=1e-9)
 
     def test_pretrains_an_autoencoder_and_then_draws_the_decoder_anew(

@@ -217,7 +217,7 @@ def test_the_map_by_pointer_and_by_keyboard(page: Any) -> None:
 
 
 def test_what_the_model_is(page: Any) -> None:
-    open_tab(page, "About the model")
+    open_tab(page, "About")
     page.get_by_text("6 dimensions").wait_for()
     assert page.get_by_role("cell", name="tiny-model").is_visible()
     assert fits(page)

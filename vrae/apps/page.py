@@ -66,7 +66,7 @@ def build(service: Service, chart: LatentMap | None, run: Path) -> gr.Blocks:
             _interpolate(service, chart) if chart else html(fragments.note(_NO_LATENT))
         with gr.Tab("Explore"):
             _explore(service, chart) if chart else _drawn(service)
-        with gr.Tab("About the model"):
+        with gr.Tab("About"):
             html(about(service.pipeline, service.name, run))
         for name, job in service.jobs.items():
             api(kindly(job), api_name=name, **JOB)

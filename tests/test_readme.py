@@ -64,10 +64,10 @@ def test_command_runs(
         if re.search("[|>]", line) or not line.startswith("vrae "):
             done = run(line, workspace)
             assert done.returncode == 0, done.stderr
-            assert done.stdout.strip() or " > " in line
+            assert done.stdout or " > " in line  # an empty line is an answer too, of a model that has learnt for seconds
         else:
             assert main(shlex.split(line)[1:]) == 0
-            assert capsys.readouterr().out.strip()
+            assert capsys.readouterr().out
 
 
 def test_python_example_runs(workspace: Path) -> None:

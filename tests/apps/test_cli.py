@@ -49,9 +49,16 @@ def lines(text: str) -> list[dict[str, object]]:
 
 def test_prepare_reports_what_it_kept(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", str(ROOT / "data/smalltalk.txt"), "--out", str(workspace / "again"), "--vocab_size=400"]) == 0
-    printed = capsys.readouterr().out
-    assert "12 rows" in printed
-    assert "next: vrae train" in printed
+    printed = capsys.readouterr()
+    assert "12 rows" in printed.out
+    assert "next: vrae train --config tiny" in printed.out
+    assert "validation has" in printed.err
+    assert "pieces for" not in printed.err
+
+
+def test_a_vocabulary_that_is_too_large_for_the_text_is_said(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", str(ROOT / "data/smalltalk.txt"), "--out", str(workspace / "large"), "--vocab_size=600"]) == 0
+    assert "most are hardly ever seen. --vocab_size 400 would suit this text" in capsys.readouterr().err
 
 
 def test_data_check_writes_nothing_and_counts(

@@ -848,6 +848,21 @@ class TestCommand:
         assert main(self.arguments(corpus, tmp_path / "run")) == 0
         assert "ended at step 20 of 20" in capsys.readouterr().out
 
+    def test_says_which_model_is_used_where_the_last_is_not_the_best(
+        self, corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real, bounds = trainer.measure, list[float]()
+
+        def worse_each_time(*given: Any, **named: Any) -> Any:
+            bound = real(*given, **named)
+            bounds.append(100 + len(bounds))
+            return dataclasses.replace(bound, elbo=-bounds[-1])
+
+        monkeypatch.setattr(trainer, "measure", worse_each_time)
+        assert main([*self.arguments(corpus, tmp_path / "run"), "--train.validate_every", "5"]) == 0
+        assert len(bounds) == 4
+        assert "best at step 5, 100.00: that model is the one that is used" in capsys.readouterr().out
+
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     def test_ends_with_the_signals_code_after_saving(
         self, corpus: Corpus, tmp_path: Path, hook: Hook, number: signal.Signals, code: int

@@ -32,6 +32,9 @@ from vrae.config import (
 )
 from vrae.errors import UserError, is_out_of_memory
 
+_TOKENS_A_PIECE = 20  # of the training split; with fewer most pieces are met too seldom to be learnt
+_LITTLE_TEXT = 100_000  # tokens: the smallest of the presets holds as much
+_FEW_TURNS = 50
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -190,8 +193,19 @@ def _prepare(values: Namespace) -> int:
     print(f"vocabulary   {corpus.manifest['vocab_size']} pieces")
     for split, counts in corpus.manifest["splits"].items():
         print(f"{split:<12} " + "  ".join(f"{counts[key]:>9,} {key}" for key in ("dialogues", "turns", "tokens")))
-    print(f"next: vrae train --config chitchat-vrae --data {values.out} --out run")
+    splits, pieces = corpus.manifest["splits"], corpus.manifest["vocab_size"]
+    tokens, validation = splits["train"]["tokens"], splits["validation"]["turns"]
+    suits = max(tokens // _TOKENS_A_PIECE // 100 * 100, 400)
+    if pieces > suits and not values.tokenizer:
+        _warn(f"{pieces:,} pieces for {tokens:,} tokens: most are hardly ever seen. --vocab_size {suits} would suit this text")
+    if validation < _FEW_TURNS:
+        _warn(f"validation has {validation} turns, too few to judge a model by. Raise --validation_percent")
+    print(f"next: vrae train --config {'tiny' if tokens < _LITTLE_TEXT else 'small'} --data {values.out} --out run")
     return 0
+
+
+def _warn(line: str) -> None:
+    print(f"vrae: warning: {line}", file=sys.stderr)
 
 
 def _data_check(values: Namespace) -> int:
@@ -237,6 +251,11 @@ def _train(values: Namespace) -> int:
     print(
         f"ended at {result.reason}. Validation: {-bound.elbo:.2f} nats/turn = {bound.distortion:.2f} + {bound.rate:.2f} (rate)"
     )
+    if result.best < -bound.elbo:
+        print(
+            f"best at step {result.best_step}, {result.best:.2f}: that model is the one that is used. What came after was "
+            "learnt of the training turns alone (--train.patience 3 stops there)"
+        )
     print(f"latent: {bound.collapse.words}")
     print(f"saved in {result.run}. Next: vrae sample --model {result.run}")
     return 0

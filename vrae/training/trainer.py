@@ -75,7 +75,9 @@ class Result:
     run: Path
     step: int
     reason: str
-    validation: Bound
+    validation: Bound  # at the end
+    best_step: int  # whose model is the one that is loaded
+    best: float  # its validation -elbo, nats per turn
 
 
 def train(
@@ -206,7 +208,9 @@ class _Run:
                 self._heed(signals)
                 if reason:
                     self._show_latents()
-                    return Result(self.run, progress.step, reason, bound or self._bound())
+                    bound = bound or self._bound()
+                    best = -bound.elbo if progress.best is None else progress.best
+                    return Result(self.run, progress.step, reason, bound, progress.best_step, best)
                 self._step(signals)
                 self.monitor.advance()
         finally:

@@ -196,9 +196,9 @@ def _prepare(values: Namespace) -> int:
     splits, pieces = corpus.manifest["splits"], corpus.manifest["vocab_size"]
     tokens, validation = splits["train"]["tokens"], splits["validation"]["turns"]
     suits = max(tokens // _TOKENS_A_PIECE // 100 * 100, 400)
-    if pieces > suits and not values.tokenizer:
+    if pieces > suits and not (values.tokenizer or values.quiet):
         _warn(f"{pieces:,} pieces for {tokens:,} tokens: most are hardly ever seen. --vocab_size {suits} would suit this text")
-    if validation < _FEW_TURNS:
+    if validation < _FEW_TURNS and not values.quiet:
         _warn(f"validation has {validation} turns, too few to judge a model by. Raise --validation_percent")
     print(f"next: vrae train --config {'tiny' if tokens < _LITTLE_TEXT else 'small'} --data {values.out} --out run")
     return 0

@@ -80,7 +80,7 @@ def build_parser(chitchat: bool = False) -> Command:
         default = getattr(PrepareConfig(), name)
         prepare.add_argument(f"--{name}", type=type(default), default=default, help=_help(PrepareConfig, name))
     prepare.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
-    prepare.add_argument("--quiet", action="store_true", help="no progress bars")
+    prepare.add_argument("--quiet", action="store_true", help="no progress bars and no advice")
 
     def group(name: str, help: str) -> Any:
         parent = Command(description=help)

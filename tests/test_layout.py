@@ -14,7 +14,7 @@ import vrae
 
 ROOT = Path(vrae.__file__).parent
 ORDER = {
-    "": ["errors", "config", "files", "distributed"],
+    "": ["errors", "config", "files", "bundled", "distributed"],
     "corpus": ["readers", "layouts", "sources", "cleaning", "tokenizer", "encoding", "prepared", "noise", "batches"],
     "model": [
         *("dropout", "products", "recurrence", "vocabulary"),

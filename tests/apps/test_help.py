@@ -139,7 +139,7 @@ WRONG = {
     "train --config broken.yaml --data a --out b": "--config: no YAML: ",
     "train --help modle": "--help modle: no such topic. Did you mean model? There are model, batches",
     "prepare x --layout foo --out y": "--layout must be one of auto, turns, chat, pairs",
-    "evaluate": "--model vrae-demo/model: no such folder. Train a model first with `vrae demo` or `vrae train`",
+    "evaluate": "chitchat-vhred does not say which corpus it was trained on. Pass --data, a prepared corpus",
     "completion fish": "completion is for bash or zsh. Got fish",
 }
 FILES = {

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from vrae.apps.bulk import Result, print_json, run
+from vrae.bundled import NAMES
 from vrae.config import DecodingConfig, EvaluateConfig, ResponseConfig
 from vrae.errors import UserError
 
@@ -73,11 +74,10 @@ def chat(values: Namespace) -> int:
 
 def serve(values: Namespace) -> int:
     from vrae.apps.serve import serve, warn_of_strangers
-    from vrae.generation.pipeline import DEMO_MODEL
 
     if values.name and values.model:
         raise UserError(f"a model is given twice: {values.name} and --model {values.model}. Leave one out")
-    values.model = values.model or values.name or DEMO_MODEL
+    values.model = values.model or values.name or NAMES["dialogue"]
     auth = values.auth or os.environ.get("VRAE_AUTH", "")
     served = serve(
         _load(values, values.model, values.max_seconds),
@@ -264,11 +264,10 @@ def score(values: Namespace) -> int:
 def neighbours_build(values: Namespace) -> int:
     from vrae.corpus.prepared import Corpus
     from vrae.generation.neighbours import Index
-    from vrae.generation.pipeline import DEMO_MODEL
     from vrae.training.run_folder import corpus_of
 
     pipeline = _load(values)
-    corpus = Corpus(values.data or corpus_of(Path(values.model or DEMO_MODEL)))
+    corpus = Corpus(values.data or corpus_of(Path(values.model)))
     index = Index.of_corpus(pipeline, corpus, values.split, quiet=values.quiet)
     index.save(values.out, overwrite=values.overwrite)
     left_out = index.source["turns"] - index.occurrences
@@ -371,17 +370,17 @@ def decompress(values: Namespace) -> int:
 
 
 def push(values: Namespace) -> int:
-    from vrae.generation.pipeline import DEMO_MODEL
-
+    if not values.model:
+        raise UserError("vrae push needs --model: the run or model folder to publish")
     pipeline, report = _load(values), values.report
     if not report:
-        beside = (Path(values.model or DEMO_MODEL) / place / "report.json" for place in ("report", ""))
+        beside = (Path(values.model) / place / "report.json" for place in ("report", ""))
         report = next((str(path) for path in beside if path.is_file()), "")
     options = {"report": report or None, "license": values.license, "language": values.language}
     if values.card:
         print(pipeline.card(values.id, **options))
         return 0
-    url = pipeline.push_to_hub(values.id, private=values.private or None, revision=values.revision, **options)
+    url = pipeline.push_to_hub(values.id, private=values.private or None, revision=values.revision, half=values.half, **options)
     print_json({"id": values.id, "url": url}) if values.json else print(f"uploaded: {url}\nto use it: vrae.load({values.id!r})")
     return 0
 
@@ -390,14 +389,13 @@ def evaluate(values: Namespace) -> int:
     from vrae.apps.evaluate import evaluate
     from vrae.corpus.prepared import Corpus
     from vrae.distributed import processes
-    from vrae.generation.pipeline import DEMO_MODEL
     from vrae.training.run_folder import corpus_of
 
     config = _config(EvaluateConfig, values)
     if values.run and values.model:
         raise UserError(f"a run is given twice: {values.run} and --model {values.model}. Leave one out")
-    values.model = values.model or values.run
-    pipeline, run = _load(values), Path(values.model or DEMO_MODEL)
+    values.model = values.model or values.run or NAMES["dialogue"]
+    pipeline, run = _load(values), Path(values.model)
     corpus = Corpus(values.data or corpus_of(run))
     with processes() as first:
         report = evaluate(pipeline, corpus, config, run=run, quiet=values.quiet or not first)
@@ -410,11 +408,11 @@ def evaluate(values: Namespace) -> int:
 
 def export(values: Namespace) -> int:
     from vrae.apps.export import EXAMPLE, export_onnx
-    from vrae.generation.pipeline import DEMO_MODEL, load
+    from vrae.generation.pipeline import load
 
     if values.format != "onnx":
         raise UserError(f"--format must be onnx. Got {values.format!r:.40}")
-    info = export_onnx(load(values.run or DEMO_MODEL), values.out, overwrite=values.overwrite)
+    info = export_onnx(load(values.run), values.out, overwrite=values.overwrite)
     if values.json:
         print_json({"out": values.out, **info})
     else:
@@ -426,11 +424,11 @@ def export(values: Namespace) -> int:
 
 
 def _load(values: Namespace, model: str | None = None, max_seconds: float | None = None) -> Pipeline:
-    from vrae.generation.pipeline import DEMO_MODEL, load
+    from vrae.generation.pipeline import load
     from vrae.training.hardware import pick_device
 
     device = str(pick_device(values.device))
-    return load(values.model or DEMO_MODEL if model is None else model, device, max_seconds=max_seconds)
+    return load(values.model if model is None else model, device, max_seconds=max_seconds)
 
 
 def _background(values: Namespace) -> Pipeline | None:

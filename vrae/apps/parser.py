@@ -12,6 +12,7 @@ from typing import Any, Literal, get_type_hints
 
 from vrae import __version__
 from vrae.apps.help import Command
+from vrae.bundled import NAMES, Job
 from vrae.config import (
     CHITCHAT_CLEANING,
     CleaningConfig,
@@ -115,7 +116,7 @@ def build_parser(chitchat: bool = False) -> Command:
         "vrae evaluate run --split test --k 100 --out report",
     )
     evaluate.add_argument("run", nargs="?", type=str, default="", help="a run or a model; as --model")
-    _add_model(evaluate)
+    _add_model(evaluate, None)
     evaluate.add_argument("--data", type=str, default="", help="a prepared corpus; default: the one the run was trained on")
     for field in dataclasses.fields(EvaluateConfig):
         evaluate.add_argument(
@@ -129,18 +130,19 @@ def build_parser(chitchat: bool = False) -> Command:
     push.add_argument("id", type=str, help="owner/name of the repository; made where there is none")
     push.add_argument("--private", action="store_true", help="make the repository private")
     push.add_argument("--revision", type=str, default="", help="a branch; made where there is none; default: main")
+    push.add_argument("--half", action="store_true", help="weights of 16 bits: half the size")
     push.add_argument("--report", type=str, default="", help="what evaluate --out wrote; default: report/ in the run's folder")
     push.add_argument("--license", type=str, default="", help="of the weights, as mit; default: the corpus's, if known")
     push.add_argument("--language", type=str, default="", help="of the corpus, as en; default: known of chitchat alone")
     push.add_argument("--card", action="store_true", help="print the card that would be written, and upload nothing")
-    _add_model(push)
+    _add_model(push, None)
 
     export = add(
         "export",
         "A model as ONNX graphs for programs that have no torch, with an example that uses them.",
         "vrae export run --format onnx --out onnx",
     )
-    export.add_argument("run", nargs="?", type=str, default="", help="a run or a model; default: what vrae demo made here")
+    export.add_argument("run", nargs="?", type=str, default=NAMES["dialogue"], help="a model or a run")
     export.add_argument("--format", type=str, default="onnx", help="onnx is the one there is")
     export.add_argument("--out", type=str, required=True, help="folder to write")
     export.add_argument("--overwrite", action="store_true", help="replace an export that is there")
@@ -186,13 +188,13 @@ def _add_text_jobs(add: Callable[..., Command]) -> None:
     chat.set_defaults({"rank": "mmi", "candidates": 4})  # by likelihood, what is said would be the shortest reply
     _add_serve(add("serve", "A page in the browser and a JSON API: talk, walk the latent space.", "vrae serve run --port 7860"))
     sample = add("sample", "Turns drawn from the prior.", "vrae sample -n 5 --seed 1")
-    _add_generation(sample, "turns")
+    _add_generation(sample, "turns", "sentences")
     reconstruct = add("reconstruct", "Encode a turn and decode it again.", 'vrae reconstruct "how are you today?" -n 3')
     reconstruct.add_argument("texts", nargs="*", type=str, help="turns; none or -: JSON lines from --input or stdin")
     reconstruct.add_argument("-n", "--n", type=int, default=0, help="draws of the posterior to decode, besides its mean")
     reconstruct.add_argument("--seed", type=int, default=None, help="the same seed, the same draws")
     _add_input(reconstruct, '"turn" or {"text": ..}')
-    _add_model(reconstruct)
+    _add_model(reconstruct, "sentences")
     interpolate = add(
         "interpolate",
         "The path between two turns in the latent space. back: the cosine between a point and the mean of the posterior of its "
@@ -204,7 +206,7 @@ def _add_text_jobs(add: Callable[..., Command]) -> None:
     interpolate.add_argument("--method", type=str, default="slerp", help="slerp (great circle) or lerp (straight line)")
     _add_context(interpolate)
     _add_input(interpolate, '[a, b] or {"texts": [a, b], "context": [..]}')
-    _add_model(interpolate)
+    _add_model(interpolate, "sentences")
     variations = add("variations", "Texts from around a turn: more like this.", 'vrae variations "see you later" -n 5')
     variations.add_argument("texts", nargs="*", type=str, help="turns; none or -: JSON lines from --input or stdin")
     variations.add_argument("-n", "--n", type=int, default=5, help="how many for each turn")
@@ -212,7 +214,7 @@ def _add_text_jobs(add: Callable[..., Command]) -> None:
     variations.add_argument("--seed", type=int, default=None, help="the same seed, the same texts")
     _add_context(variations)
     _add_input(variations, '"turn" or {"text": .., "context": [..]}')
-    _add_model(variations)
+    _add_model(variations, "sentences")
     analogy = add(
         "analogy",
         "The turn at a - b + c: as a is to b, it is to c.",
@@ -220,7 +222,7 @@ def _add_text_jobs(add: Callable[..., Command]) -> None:
     )
     analogy.add_argument("texts", nargs="*", type=str, help="three turns; none or -: JSON lines from --input or stdin")
     _add_input(analogy, '[a, b, c] or {"texts": [a, b, c]}')
-    _add_model(analogy)
+    _add_model(analogy, "sentences")
     score = add(
         "score",
         "What it takes to send a turn, in bits: its latent, the text given the latent, and the two bounds.",
@@ -256,7 +258,7 @@ def _add_serve(serve: Command) -> None:
     )
     serve.add_argument("--attributes", nargs="*", type=str, default=[], help="styles: files that vrae attributes learn wrote")
     serve.add_argument("--max_seconds", type=float, default=20.0, help="a request that takes longer is ended")
-    _add_model(serve)
+    _add_model(serve, None)
 
 
 def _add_latent_jobs(add: Callable[..., Command], group: Callable[[str, str], Any]) -> None:
@@ -270,7 +272,7 @@ def _add_latent_jobs(add: Callable[..., Command], group: Callable[[str, str], An
     encode.add_argument("--out", type=str, default="", help="a .npy of shape [2, turns, latent_size]: means, log-variances")
     _add_context(encode)
     _add_input(encode, '"turn" or {"text": .., "context": [..]}')
-    _add_model(encode)
+    _add_model(encode, "sentences")
 
     neighbours = group("neighbours", "The turns of a corpus nearest to a sentence (neighbours build, neighbours query).")
     build = add("build", "Index the turns of a corpus.", "vrae neighbours build --data corpus --out near", neighbours)
@@ -279,7 +281,7 @@ def _add_latent_jobs(add: Callable[..., Command], group: Callable[[str, str], An
     build.add_argument("--out", type=str, required=True, help="folder to write")
     build.add_argument("--overwrite", action="store_true", help="replace an index that is there")
     build.add_argument("--quiet", action="store_true", help="no bar")
-    _add_model(build)
+    _add_model(build, "sentences")
     query = add("query", "The nearest turns.", 'vrae neighbours query "how are you?" --index near', neighbours)
     query.add_argument("texts", nargs="*", type=str, help="sentences; none or -: JSON lines from --input or stdin")
     query.add_argument("--index", type=str, required=True, help="folder that build wrote")
@@ -287,7 +289,7 @@ def _add_latent_jobs(add: Callable[..., Command], group: Callable[[str, str], An
     query.add_argument("--measure", type=str, default="euclidean", help="euclidean or cosine")
     query.add_argument("--probes", type=int, default=0, help="search so many cells by faiss, not exact; 0: all turns")
     _add_input(query, '"sentence" or {"text": ..}')
-    _add_model(query)
+    _add_model(query, "sentences")
 
     attributes = group("attributes", "Directions that change a sentence's style (attributes learn, attributes move).")
     learn = add(
@@ -299,7 +301,7 @@ def _add_latent_jobs(add: Callable[..., Command], group: Callable[[str, str], An
     learn.add_argument("files", nargs="+", type=str, help="one labelled file, or two files of sentences, one a line")
     learn.add_argument("--out", type=str, required=True, help="the JSON file to write")
     learn.add_argument("--name", type=str, default="", help="of the attribute; default: that of --out")
-    _add_model(learn)
+    _add_model(learn, "sentences")
     move = add(
         "move",
         "Sentences moved along an attribute.",
@@ -311,7 +313,7 @@ def _add_latent_jobs(add: Callable[..., Command], group: Callable[[str, str], An
     move.add_argument("--strength", type=float, default=1.0, help="1: as far as from one label's mean to the other's")
     move.add_argument("--along", type=str, default="means", help="means (from mean to mean) or normal (straight at the border)")
     _add_input(move, '"sentence" or {"text": ..}')
-    _add_model(move)
+    _add_model(move, "sentences")
 
     plot = add(
         "plot", "Draw a picture of the latent space or of training.", 'vrae plot map "hello" "see you tomorrow" --out map.png'
@@ -330,7 +332,7 @@ def _add_latent_jobs(add: Callable[..., Command], group: Callable[[str, str], An
         ("seed", 0, "of what is drawn"),
     ):
         plot.add_argument(f"--{name}", type=type(default), default=default, help=help)
-    _add_model(plot)
+    _add_model(plot, "sentences")
 
 
 def _add_input(parser: Command, form: str) -> None:
@@ -403,19 +405,19 @@ def _add_run_config(parser: Command) -> None:
         _add_group(parser, type(getattr(RunConfig(), field.name)), field.name)
 
 
-def _add_model(parser: Command) -> None:
-    parser.add_argument(
-        "--model", type=str, default="", help="model or run folder, or Hub id; default: what vrae demo made here"
-    )
+def _add_model(parser: Command, job: Job | None = "dialogue") -> None:
+    """`job`: whose bundled model is the default; None: there is none."""
+    name = NAMES[job] if job else ""
+    parser.add_argument("--model", type=str, default=name, help="model or run folder, a bundled model, or a Hub id")
     parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
 
 
-def _add_generation(parser: Command, what: str) -> None:
+def _add_generation(parser: Command, what: str, job: Job = "dialogue") -> None:
     parser.add_argument("-n", "--n", type=int, default=5, help=f"how many {what}")
     parser.add_argument("--seed", type=int, default=None, help="the same seed, the same text")
     _add_flat(parser, DecodingConfig, "decoding")
-    _add_model(parser)
+    _add_model(parser, job)
 
 
 def _help(cls: type, name: str) -> str:

@@ -19,6 +19,7 @@ import torch
 
 from vrae.apps.plots import MAX_PATHS, LatentPath, plot_latent_map, plot_rate_per_dimension, plot_training
 from vrae.apps.sheet import plot_paths
+from vrae.bundled import NAMES
 from vrae.config import BatchConfig
 from vrae.corpus.batches import Windows
 from vrae.corpus.prepared import Corpus
@@ -26,7 +27,7 @@ from vrae.errors import ModelError, UserError
 from vrae.evaluation.likelihood import measure
 from vrae.evaluation.paths import draw_pairs, sentences
 from vrae.generation.latent import lerp, slerp
-from vrae.generation.pipeline import DEMO_MODEL, Pipeline, load
+from vrae.generation.pipeline import Pipeline, load
 from vrae.generation.text_model import MAX_CHARACTERS
 from vrae.training.hardware import pick_device
 from vrae.training.run_folder import corpus_of
@@ -39,7 +40,7 @@ def plot(
     what: str,
     texts: Sequence[str] = (),
     *,
-    model: str = "",
+    model: str = NAMES["sentences"],
     data: str = "",
     split: str = "test",
     out: str = "",
@@ -56,7 +57,7 @@ def plot(
     Args:
         what: map, rate, paths or training.
         texts: for map and paths: sentences, each two the ends of a path. Without them, turns of the corpus are drawn.
-        model: model or run folder, or Hub id (for training: a run folder). Empty: what `vrae demo` left here.
+        model: model or run folder, a bundled model, or Hub id; for training a run folder.
         data: a prepared corpus. Empty: the one the run was trained on.
         split: of it.
         out: the PNG file. Empty: the picture's name in this folder.
@@ -79,7 +80,7 @@ def plot(
         raise UserError(f"sentences come in pairs, the two ends of a path. Got {len(texts)}")
     if not 0 <= paths <= MAX_PATHS:
         raise UserError(f"--paths must be 0 to {MAX_PATHS}. Got {paths}")
-    model, file = model or DEMO_MODEL, Path(out or f"{what}.png")
+    file = Path(out or f"{what}.png")
     if what == "training":
         return plot_training(model, file)
     pipeline = load(model, str(pick_device(device)))

@@ -201,6 +201,7 @@ def _recipe(info: Mapping[str, Any], run: Mapping[str, Any], corpus: Mapping[str
         return ["The model does not say how it was trained."]
     train, vocab = _of(run, "train"), _of(run, "model").get("vocab_size", "")
     versions = ", ".join(f"{_plain(key)} {_plain(value)}" for key, value in _of(info, "versions").items()) or "not recorded"
+    hardware = _plain(info.get("hardware") or "not recorded")
     standard = CHITCHAT_CLEANING if source == "chitchat" else CleaningConfig()
     cleaning = [
         f"--cleaning.{key} {_word(str(value).lower())}"
@@ -218,7 +219,7 @@ def _recipe(info: Mapping[str, Any], run: Mapping[str, Any], corpus: Mapping[str
     if missing:  # today's defaults may not be what was done then
         settings.insert(0, f"# not recorded: {', '.join(missing)}")
     return [
-        f"Seed {_plain(train.get('seed'))}, step {_plain(info.get('step'))}; versions: {versions}.",
+        f"Seed {_plain(train.get('seed'))}, step {_plain(info.get('step'))}; versions: {versions}; hardware: {hardware}.",
         "",
         "```bash",
         " ".join(["vrae prepare", _word(source), "--out corpus --vocab_size", _word(vocab), *cleaning]),

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vrae import bundled
 from vrae.config import GREEDY, DecodingConfig, ResponseConfig, shown
 from vrae.corpus.batches import Window
 from vrae.corpus.sources import REVISION, is_hub_id, is_revision
@@ -52,7 +53,6 @@ from vrae.generation.text_model import (
 from vrae.model.folder import CONFIG, TOKENIZER, WEIGHTS, read
 from vrae.model.gaussian import divergence, repeat
 
-DEMO_MODEL = "vrae-demo/model"  # where `vrae demo` leaves its model
 _ROWS = 256  # samples drawn at a time
 _ROUNDS = 6  # draws until enough distinct variations are found
 
@@ -93,7 +93,7 @@ class Pipeline(Publishing):
 
     Examples:
         >>> import vrae
-        >>> model = vrae.load("vrae-demo/model")
+        >>> model = vrae.load()
         >>> replies = model.respond(["Hi!", "Hello, how was your weekend?"], n=5, seed=1)
         >>> len(replies), replies[0].score >= replies[-1].score
         (5, True)
@@ -419,21 +419,32 @@ def check_ball(n: object, radius: object) -> None:
         raise UserError(f"radius must be above 0 and at most 10. Got {radius!r:.40}")
 
 
-def load(model: str | Path = DEMO_MODEL, device: str = "cpu", *, max_seconds: float | None = None) -> Pipeline:
+def load(
+    model: str | Path = "", device: str = "cpu", *, job: bundled.Job = "dialogue", max_seconds: float | None = None
+) -> Pipeline:
     """A trained model, ready to use.
 
     Args:
-        model: a model folder, a run folder (its best checkpoint is taken), or `owner/name` on the Hub, optionally
-            `owner/name@revision`. Without it: what `vrae demo` left here.
+        model: a model folder, a run folder (its best checkpoint is taken), the name of a model that comes with the package
+            (`chitchat-vhred`, `chitchat-vrae`), or `owner/name` on the Hub, optionally `owner/name@revision`. What is here
+            comes first.
         device: `cpu`, `cuda` or `cuda:N`.
+        job: what it is for, where no model is named: `dialogue` (respond; chitchat-vhred) or `sentences` (sample,
+            reconstruct, interpolate and whatever else moves in the latent space; chitchat-vrae).
         max_seconds: of wall-clock time, for any one job. It ends with a UserError soon after (checked between the tokens of
             texts and between batches), and the model can be used on. None: no limit.
 
     Raises:
         ModelError: there is no such model, or it is damaged.
     """
+    if not str(model):
+        if job not in bundled.NAMES:
+            raise UserError(f"job must be {' or '.join(bundled.NAMES)}. Got {shown(job)}")
+        model = bundled.NAMES[job]
     path, (name, at, revision) = Path(model), str(model).partition("@")
-    if not os.path.exists(path) and is_hub_id(name) and name != DEMO_MODEL:
+    if not os.path.exists(path) and (comes_with := bundled.folder(name)):
+        path = comes_with
+    elif not os.path.exists(path) and is_hub_id(name):
         if at and not is_revision(revision):
             raise ModelError(f"--model {name}@{shown(revision)}: no such folder here; on the Hub, @ goes before {REVISION}")
         path = download(name, revision)
@@ -450,7 +461,9 @@ def model_folder(path: Path) -> Path:
     """
     # os.path answers False for a name that no file system would take, where Path raises
     if not os.path.exists(path):
-        raise ModelError(f"--model {path}: no such folder. Train a model first with `vrae demo` or `vrae train`")
+        raise ModelError(
+            f"--model {path}: no such folder, and no model that comes with vrae ({', '.join(bundled.NAMES.values())})"
+        )
     files, checkpoints = (CONFIG, WEIGHTS, TOKENIZER), path / "checkpoints"
     if os.path.isfile(path / CONFIG):
         if os.path.isfile(path / MANIFEST) and (problem := check_folder(path, files)):

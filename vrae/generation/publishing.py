@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import torch
+
 from vrae.errors import UserError
 from vrae.files import MANIFEST, manifest, write_file
 from vrae.generation.card import CARD, MARK, REPORT, model_card, publishable, read_report
@@ -17,12 +19,19 @@ class Publishing(TextModel):
     """What a model can do for those who are to load it elsewhere."""
 
     def save_pretrained(
-        self, folder: str | Path, *, report: str | Path | None = None, license: str = "", language: str = ""
+        self,
+        folder: str | Path,
+        *,
+        half: bool = False,
+        report: str | Path | None = None,
+        license: str = "",
+        language: str = "",
     ) -> None:
         """Writes what belongs on the Hub into a folder: the model, its tokenizer, checksums, and a card (README.md).
 
         Args:
             folder: is made where it is not there. Files of these names are replaced, others stay.
+            half: weights of 16 bits (float16), half the size. They are read as 32 bits again; measure what that costs.
             report: what `vrae evaluate --out` wrote about this model, for the card's figures.
             license: of the weights, by the Hub's identifier; empty: that of the corpus, where the Hub knows it.
             language: its code, `en`; empty: that of chitchat, else none.
@@ -30,7 +39,7 @@ class Publishing(TextModel):
         Raises:
             UserError: `folder` cannot be written, it has a README.md that is not vrae's, or the report is of another model.
         """
-        folder, files = Path(folder), self._publication("", report, license, language)
+        folder, files = Path(folder), self._publication("", report, license, language, half)
         with contextlib.suppress(OSError):
             if MARK not in (folder / CARD).read_text(encoding="utf-8", errors="replace"):
                 raise UserError(f"{folder / CARD}: not vrae's, and would be replaced. Choose another folder, or move it away")
@@ -50,6 +59,7 @@ class Publishing(TextModel):
         commit_message: str = "Upload a model of vrae",
         token: str | None = None,
         create_pr: bool = False,
+        half: bool = False,
         report: str | Path | None = None,
         license: str = "",
         language: str = "",
@@ -63,12 +73,12 @@ class Publishing(TextModel):
             commit_message: one line.
             token: of a user who may write there; None: the one that is logged in.
             create_pr: propose it in a pull request instead.
-            report, license, language: as in `save_pretrained`.
+            half, report, license, language: as in `save_pretrained`.
 
         Raises:
             UserError: the id is none, the report is of another model, or the Hub refuses or cannot be reached.
         """
-        files = self._publication(repo_id, report, license, language)
+        files = self._publication(repo_id, report, license, language, half)
         options = {"private": private, "revision": revision, "token": token, "create_pr": create_pr}
         return upload(repo_id, files, message=commit_message, **options)  # type: ignore[arg-type]
 
@@ -76,12 +86,17 @@ class Publishing(TextModel):
         """The model card as Markdown, see `save_pretrained`; `name` is `owner/name` on the Hub."""
         return self._publication(name, report, license, language)[CARD].decode()
 
-    def _publication(self, name: str, report: str | Path | None, license: str, language: str) -> dict[str, bytes]:
+    def _publication(
+        self, name: str, report: str | Path | None, license: str, language: str, half: bool = False
+    ) -> dict[str, bytes]:
         """All files, in the order in which they are written: the manifest, which makes them a whole, comes last."""
         info, found = publishable(self.info), read_report(report, self.info) if report else None
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         card = model_card(
             info, self.model.config, parameters, name=name, report=found, license=license, language=language
         ).encode()
-        files = {**to_files(self.model, self.tokenizer, info), **({REPORT: found} if found else {})}
+        files = {
+            **to_files(self.model, self.tokenizer, info, torch.float16 if half else None),
+            **({REPORT: found} if found else {}),
+        }
         return {**files, CARD: card, MANIFEST: manifest(files)}  # the card is its owner's to edit

@@ -21,7 +21,7 @@ from vrae.files import to_json
 from vrae.model.vrae import VRAE
 
 FORMAT = 1
-KEYS = ("format", "model", "run", "corpus", "step", "versions", "validation")  # of config.json
+KEYS = ("format", "model", "run", "corpus", "step", "versions", "hardware", "validation")  # of config.json
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.model"
 _MAX_CONFIG_BYTES = 2**20
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -37,10 +37,14 @@ class Loaded(NamedTuple):
     info: dict[str, Any]  # config.json as it stands: the run's settings, the corpus, the step, versions, figures
 
 
-def to_files(model: VRAE, tokenizer: Tokenizer, info: dict[str, Any]) -> dict[str, bytes]:
-    """The files of a model folder. `info` (JSON values) is stored with the architecture."""
+def to_files(model: VRAE, tokenizer: Tokenizer, info: dict[str, Any], dtype: torch.dtype | None = None) -> dict[str, bytes]:
+    """The files of a model folder. `info` (JSON values) is stored with the architecture; `dtype`: of the weights."""
     config = {"format": FORMAT, "model": dataclasses.asdict(model.config), **info}
-    return {CONFIG: to_json(config), WEIGHTS: safetensors.torch.save(weights(model)), TOKENIZER: tokenizer.model}
+    return {
+        CONFIG: to_json(config),
+        WEIGHTS: safetensors.torch.save({name: value.to(dtype=dtype) for name, value in weights(model).items()}),
+        TOKENIZER: tokenizer.model,
+    }
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import platform
+from pathlib import Path
 
 import torch
 
@@ -34,6 +36,24 @@ def pick_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
+def describe(device: torch.device, precision: str) -> str:
+    """What a model remembers of the machine that trained it."""
+    processes = f"{world()} processes, " if world() > 1 else ""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {processes}{precision}"
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {processes}{threads} thread{'s' * (threads > 1)}, {precision}"
+
+
+def _processor() -> str:
+    try:  # where Python itself knows no name
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
 
 
 def keep_memory() -> None:

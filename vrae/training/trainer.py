@@ -32,7 +32,7 @@ from vrae.training.board import TensorBoard
 from vrae.training.callbacks import Callback
 from vrae.training.checkpoint import Checkpoints, Restored
 from vrae.training.gradients import Gradients, mix
-from vrae.training.hardware import keep_memory, pick_device, pick_precision
+from vrae.training.hardware import describe, keep_memory, pick_device, pick_precision
 from vrae.training.monitor import LogFormat, LossLevel, Monitor, Watch, latent_map, show
 from vrae.training.objective import BagOfWords
 from vrae.training.optimizer import make_optimizer
@@ -458,7 +458,8 @@ class _Run:
 
     def _info(self) -> dict[str, Any]:
         """What the model remembers, with the figures of a validation at this very step."""
-        info = {"run": dataclasses.asdict(self.config), "corpus": corpus_info(self.corpus), "versions": versions()}
+        info: dict[str, Any] = {"run": dataclasses.asdict(self.config), "corpus": corpus_info(self.corpus)}
+        info |= {"versions": versions(), "hardware": describe(self.device, self.precision)}
         if self.measured and self.progress.validated == self.progress.step:
             info["validation"] = {key: getattr(self.measured, key) for key in _REMEMBERED}
         return info

@@ -87,7 +87,7 @@ def report() -> str:
         "",
         "Written by `python benchmarks/reading.py report`; what was read and how is said at the top of that program. "
         f"{len(marks)} test contexts, {REPLIES} replies of each system to each, drawn by seed {settings['seed']}, marked in "
-        "random order without knowing whose they were, by one reader, who is of the authors and has seen replies of both before. "
+        "random order without knowing whose they were, by one reader, of the authors, who has seen replies of both before. "
         "With a latent: chitchat-vhred, temperature 0.5; without: chitchat-hred, temperature "
         f"{settings['baseline_temperature']}, at which its replies are about as varied. Shares of replies, and their standard "
         "errors over contexts.",

@@ -4,10 +4,10 @@
     python benchmarks/reading.py report
 
 Contexts: `--contexts` test contexts as benchmarks/responses.py chooses them. Each system gives five different replies to each
-as `vrae respond --rank mmi --candidates 4` does; the model with a latent at the default temperature, the other (top-p 0.9) at
-`--baseline_temperature`, at which its replies are about as varied. `draw` writes benchmarks/reading/sheet.txt, in which the
-ten replies to a context stand in random order, and key.json, which says whose each is and is not looked at before the marks
-stand. Marks are a line of ten letters a context in benchmarks/reading/marks.txt:
+as `vrae respond` does (ranked by mmi among four candidates for each); the model with a latent at the default temperature, the
+other (top-p 0.9) at `--baseline_temperature`, at which its replies are about as varied. `draw` writes
+benchmarks/reading/sheet.txt, in which the ten replies to a context stand in random order, and key.json, which says whose each
+is and is not looked at before the marks stand. Marks are a line of ten letters a context in benchmarks/reading/marks.txt:
 
     f  fits: someone could have said it here
     o  off-topic: a sentence in order, but not as an answer to what was said
@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from responses import choose_contexts
 
 import vrae
 from vrae import Corpus
-from vrae.config import DecodingConfig, ResponseConfig
+from vrae.config import TALK
 from vrae.evaluation.replies import estimate
 from vrae.files import to_json
 
@@ -43,11 +44,9 @@ def draw(options: argparse.Namespace) -> None:
     """Writes the sheet and its key."""
     model, baseline = vrae.load(options.model), vrae.load(options.baseline)
     contexts = [turns for turns, _ in choose_contexts(Corpus(options.data), model.model.config.context_turns, options.contexts)]
-    responses = ResponseConfig(rank="mmi", candidates=4)
-    systems = {
-        "with": (model, DecodingConfig(max_tokens=32)),
-        "without": (baseline, DecodingConfig(max_tokens=32, temperature=options.baseline_temperature)),
-    }
+    decoding, responses = TALK
+    decoding = replace(decoding, max_tokens=32)
+    systems = {"with": (model, decoding), "without": (baseline, replace(decoding, temperature=options.baseline_temperature))}
     replies = {
         name: [
             [reply.text for reply in some]

@@ -6,7 +6,8 @@
 
 Runs are named in benchmarks/search/runs.yaml: `base` is another run, and the rest is what differs from it, or from the
 defaults. Each is trained in `--out` (resumable: a second call goes on) and measured on the validation split;
-benchmarks/search/NAME.json is its record, and no run with a record is made again. `--table` writes benchmarks/search/README.md.
+benchmarks/search/NAME.json is its record, and no run with a record is made again. `--table` writes benchmarks/search/README.md,
+and docs/rate-distortion.png of the runs of CURVE, which differ in the rate alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ from vrae.training.trainer import train
 FOLDER = Path(__file__).parent / "search"
 MAX_TURN_TOKENS = 32  # of every turn that is measured, whatever a run was trained on
 K, TURNS, REBUILT = 50, 1000, 500
+CURVE = ("curve-2", "curve-4", "curve-8", "curve-16", "rate-30", "curve-45")
+PICTURE = Path(__file__).parents[1] / "docs" / "rate-distortion.png"
 
 
 def config_of(name: str, runs: dict[str, dict[str, Any]]) -> RunConfig:
@@ -101,6 +105,28 @@ def table(records: dict[str, dict[str, Any]], what: dict[str, str]) -> str:
     return "\n".join(parts) + "\n"
 
 
+def draw(records: Sequence[dict[str, Any]], baseline: float) -> None:
+    """Distortion, -elbo and nll_iw over the rate. `baseline`: nll of the model without a latent; nats per turn."""
+    from vrae.apps.picture import BLUE, GREY, ORANGE, VERMILION, picture
+
+    ordered = sorted(records, key=lambda record: float(record["rate"]))
+    rate = [record["rate"] for record in ordered]
+    with picture(PICTURE, (9, 6)) as figure:
+        axes = figure.subplots()
+        for name, colour, values in (
+            ("-elbo = distortion + rate", VERMILION, [-record["elbo"] for record in ordered]),
+            (f"importance-weighted bound, k = {K}", BLUE, [record["nll_iw"] for record in ordered]),
+            ("distortion", ORANGE, [record["distortion"] for record in ordered]),
+        ):
+            axes.plot(rate, values, "o-", color=colour, label=name)
+        axes.axhline(baseline, color=GREY, ls="--", label="the same without a latent")
+        axes.plot([0, rate[-1]], [baseline, baseline - rate[-1]], color=GREY, ls=":", label="each nat of rate saves one")
+        axes.set(title="What the latent carries, and what it costs (validation)", xlabel="rate, nats per turn")
+        axes.set_ylabel("nats per turn")
+        axes.set_ylim(bottom=0)
+        axes.legend(loc="lower left", fontsize=10)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="prepared chitchat")
@@ -126,6 +152,8 @@ def main() -> None:
             for name in found
         }
         (FOLDER / "README.md").write_text(table(found, changes))
+        if all(name in found for name in CURVE):
+            draw([found[name] for name in CURVE], found["lm"]["nll_iw"])
 
 
 if __name__ == "__main__":

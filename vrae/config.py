@@ -462,6 +462,11 @@ class ResponseConfig:
         _require(1 <= self.candidates <= 100, f"candidates must be in [1, 100]. Got {self.candidates}")
 
 
+# How the commands reply: by likelihood, what is short and fits anywhere would come first. It takes twenty times as long: so
+# Pipeline.respond does it when it is told to.
+TALK = (DecodingConfig(no_repeat_ngram=3), ResponseConfig(rank="mmi", candidates=4))
+
+
 @dataclass(frozen=True)
 class EvaluateConfig:
     """What is measured, and on how much of it.

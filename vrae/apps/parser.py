@@ -15,6 +15,7 @@ from vrae.apps.help import Command
 from vrae.bundled import NAMES, Job
 from vrae.config import (
     CHITCHAT_CLEANING,
+    TALK,
     CleaningConfig,
     DecodingConfig,
     EvaluateConfig,
@@ -58,7 +59,7 @@ def build_parser(chitchat: bool = False) -> Command:
         prog="vrae",
         description="Variational recurrent autoencoders of dialogue text. vrae COMMAND --help says more.",
         version=__version__,
-        example='vrae demo && vrae respond "How was your weekend?" -n 5',
+        example='vrae respond "How was your weekend?" -n 5',
     )
     commands = parser.add_subcommands(title="commands", metavar="COMMAND", help="")
 
@@ -185,7 +186,6 @@ def _add_text_jobs(add: Callable[..., Command]) -> None:
     _add_responses(respond, "replies to each dialogue")
     chat = add("chat", "Talk with a model in the terminal; /help lists its commands.", "vrae chat --seed 1")
     _add_responses(chat, "replies are drawn to each line, of which the best is said and /n shows more")
-    chat.set_defaults({"rank": "mmi", "candidates": 4})  # by likelihood, what is said would be the shortest reply
     _add_serve(add("serve", "A page in the browser and a JSON API: talk, walk the latent space.", "vrae serve run --port 7860"))
     sample = add("sample", "Turns drawn from the prior.", "vrae sample -n 5 --seed 1")
     _add_generation(sample, "turns", "sentences")
@@ -352,6 +352,8 @@ def _add_responses(parser: Command, what: str) -> None:
         help="with --rank mmi: a model of context_turns 0 for log p(reply)",
     )
     _add_generation(parser, what)
+    for settings in TALK:
+        parser.set_defaults(dataclasses.asdict(settings))
 
 
 def _add_flat(parser: Command, cls: type, topic: str) -> None:

@@ -1,0 +1,174 @@
+"""The shipped models on the test split, beside models of the same shape without a latent: the tables of docs/results.md.
+
+    vrae prepare chitchat --out corpora/chitchat
+    for name in chitchat-rnnlm chitchat-vrae-bound chitchat-vrae chitchat-hred chitchat-vhred; do
+        vrae train --config $name --data corpora/chitchat --out runs/$name; done
+    python benchmarks/results.py --data corpora/chitchat --runs runs
+    python benchmarks/results.py --tables
+
+The models that come with the package are measured as they come, in half precision; what that costs is the difference of their
+bound to that of their runs.
+
+Of each: the bound on an even sample of the test turns of at most 32 tokens, importance-weighted with k = 500, the same turns
+for all, in nats; of what reconstructs, how many of the turns of at most 8 tokens come back word for word and BLEU-4 of those of
+at most 16, from the posterior mean, greedily; of autoencoders, the perplexity under chitchat-rnnlm of 2,000 turns drawn from
+the prior, by the model's own distribution and by the default decoding, beside that of as many real ones.
+benchmarks/results/NAME.json is the record, and is not made again. `--tables` puts the tables under their marks in
+docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vrae.bundled import folder
+from vrae.config import BatchConfig, DecodingConfig
+from vrae.corpus.batches import Windows
+from vrae.corpus.prepared import Corpus
+from vrae.evaluation.likelihood import measure, measure_information, measure_turns, summarise
+from vrae.evaluation.quality import ANCESTRAL, draw_samples, perplexity, real_turns, reconstruction
+from vrae.files import to_json, write_file
+from vrae.generation.pipeline import Pipeline, load
+
+RECORDS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+BASELINE = {  # of the same shape, without a latent
+    "chitchat-vrae-bound": "chitchat-rnnlm",
+    "chitchat-vrae": "chitchat-rnnlm",
+    "chitchat-vhred": "chitchat-hred",
+}
+NAMES = list(dict.fromkeys([*BASELINE.values(), *BASELINE]))
+MAX_TURN_TOKENS, TURNS, K, SAMPLES = 32, 1000, 500, 2000
+
+
+def measured(name: str, pipeline: Pipeline, judge: Pipeline, corpus: Corpus) -> dict[str, Any]:
+    """The record of a model."""
+    model, test = pipeline.model, corpus["test"]
+    turns, Z = model.config.context_turns, model.config.latent_size
+    batches = BatchConfig(tokens=4096, max_turn_tokens=MAX_TURN_TOKENS)
+    windows = Windows(test, batches, turns)
+    k = K if Z else 1
+    found = measure_turns(model, windows, limit=TURNS, k=k)
+    bound = summarise(found, measure_information(model, windows), windows, k)
+    record: dict[str, Any] = {
+        "name": name,
+        "step": pipeline.info.get("step"),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "latent_size": Z,
+        "corpus": corpus.fingerprint,
+        "torch": torch.__version__,
+        "turns": bound.turns,
+        "tokens": bound.tokens,
+        "k": k,
+        "elbo": bound.elbo,
+        "rate": bound.rate,
+        "active_units": bound.active_units,
+        "aggregated_kl": bound.aggregated_kl,
+        "effective_samples": bound.effective_samples,
+        "bits_per_token": bound.bits_per_token,
+        "nll_iw_N": found.nll_iw_N.tolist(),
+    }
+    if Z:
+        of = {longest: Windows(test, BatchConfig(tokens=4096, max_turn_tokens=longest), turns) for longest in (8, 16)}
+        quality = {most: reconstruction(pipeline, (batch for _, batch in of[most].in_order())) for most in of}
+        record |= {"exact_8": quality[8].exact, "turns_8": quality[8].turns}
+        record |= {"bleu_16": quality[16].bleu, "turns_16": quality[16].turns, "bleu": quality[16].bleu_signature}
+    if not turns:
+        record["forward_real"] = perplexity(judge, real_turns(windows, pipeline.tokenizer, SAMPLES)).value
+        for key, decoding in (("forward", ANCESTRAL), ("forward_default", DecodingConfig())):
+            drawn = perplexity(judge, draw_samples(pipeline, windows, SAMPLES, decoding=decoding).texts)
+            record |= {key: drawn.value, f"{key}_error": drawn.error}
+    return record
+
+
+def half_precision(name: str, run: Pipeline, corpus: Corpus) -> dict[str, float]:
+    """-elbo of the weights that come with the package less that of their run, the same turns and draws; nats per turn."""
+    shipped, turns = load(name), run.model.config.context_turns
+    windows = Windows(corpus["test"], BatchConfig(tokens=4096, max_turn_tokens=MAX_TURN_TOKENS), turns)
+    elbo = [measure(pipeline.model, windows, limit=TURNS, k=1).elbo for pipeline in (shipped, run)]
+    return {"half_precision": elbo[1] - elbo[0]}
+
+
+def tables(records: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Markdown by name of the table."""
+    bounds = [
+        "| | million weights | nll_iw, nats per turn | of the baseline's | -elbo | rate | active | bits per token |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    text = [
+        "| | rate | exact, at most 8 tokens | BLEU-4, at most 16 | forward perplexity, of that of real turns "
+        "| by the default decoding |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, record in records.items():
+        nll_N, Z = np.array(record["nll_iw_N"]), record["latent_size"]
+        ratio = "-"
+        if (baseline := BASELINE.get(name)) in records:
+            against_N = np.array(records[baseline]["nll_iw_N"])
+            value = nll_N.mean() / against_N.mean()
+            error = (nll_N - value * against_N).std(ddof=1) / np.sqrt(len(nll_N)) / against_N.mean()
+            ratio = f"{value:.4f} ({error:.4f})"
+        latent = f"{record['rate']:.2f} | {record['active_units']} of {Z}" if Z else "- | -"
+        bounds.append(
+            f"| {name} | {record['parameters'] / 1e6:.2f} | {nll_N.mean():.2f} | {ratio} | {-record['elbo']:.2f} | {latent} "
+            f"| {record['bits_per_token']:.3f} |"
+        )
+        if "forward" in record:
+            rebuilt = f"{record['rate']:.2f} | {record['exact_8']:.1%} | {record['bleu_16']:.3f}" if Z else "- | - | -"
+            text.append(
+                f"| {name} | {rebuilt} | {record['forward']:.1f} ({record['forward_error']:.1f}), "
+                f"{record['forward'] / record['forward_real']:.2f} | {record['forward_default']:.1f} "
+                f"({record['forward_default_error']:.1f}), {record['forward_default'] / record['forward_real']:.2f} |"
+            )
+    return {"bounds": "\n".join(bounds), "text": "\n".join(text)}
+
+
+def fill(page: str, made: dict[str, str]) -> str:
+    """The page with each table between `<!-- NAME -->` and the next empty line replaced."""
+    for name, table in made.items():
+        page, count = re.subn(rf"(?<=<!-- {name} -->\n)(\|.*\n)*", lambda _, table=table: table + "\n", page)
+        assert count == 1, f"docs/results.md must have one <!-- {name} -->"
+    return page
+
+
+def stored() -> dict[str, dict[str, Any]]:
+    return {name: json.loads(path.read_text()) for name in NAMES if (path := RECORDS / f"{name}.json").is_file()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="prepared chitchat")
+    parser.add_argument("--runs", type=Path, help="folder of the runs, each under the name of its configuration")
+    parser.add_argument("--tables", action="store_true", help="write the tables of what is recorded, measure nothing")
+    parser.add_argument("names", nargs="*", help="these alone")
+    options = parser.parse_intermixed_args()
+    if unknown := set(options.names) - set(NAMES):
+        parser.error(f"no model {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    if not options.tables:
+        if not (options.data and options.runs):
+            parser.error("--data and --runs are needed, but for --tables")
+        torch.set_num_threads(1)
+        corpus = Corpus(options.data)
+        judge = Pipeline.load(options.runs / "chitchat-rnnlm")
+        RECORDS.mkdir(exist_ok=True)
+        for name in options.names or NAMES:
+            if not (RECORDS / f"{name}.json").is_file():
+                print(f"measuring {name}", flush=True)
+                run = Pipeline.load(options.runs / name)
+                shipped = folder(name) is not None
+                record = measured(name, load(name) if shipped else run, judge, corpus)
+                record |= half_precision(name, run, corpus) if shipped else {}
+                write_file(RECORDS / f"{name}.json", to_json(record))
+    if PAGE.is_file():
+        PAGE.write_text(fill(PAGE.read_text(), tables(stored())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,14 @@
 """The search for the models that come with the package: every run that was made, chosen on validation, in one table.
 
     vrae prepare chitchat --out corpora/chitchat
-    python benchmarks/search.py --data corpora/chitchat --out runs/search NAME ...
+    vrae prepare chitchat --cleaning.sentences true --out corpora/sentences
+    python benchmarks/search.py --data corpora --out runs/search NAME ...
     python benchmarks/search.py --table
 
-Runs are named in benchmarks/search/runs.yaml: `base` is another run, and the rest is what differs from it, or from the
-defaults. Each is trained in `--out` (resumable: a second call goes on) and measured on the validation split;
-benchmarks/search/NAME.json is its record, and no run with a record is made again. `--table` writes benchmarks/search/README.md,
-and docs/rate-distortion.png of the runs of CURVE, which differ in the rate alone.
+Runs are named in benchmarks/search/runs.yaml: `base` is another run, `corpus` is sentences where it is not chitchat, and the
+rest is what differs from the base, or from the defaults. Each is trained in `--out` (resumable: a second call goes on) and
+measured on the validation split; benchmarks/search/NAME.json is its record, and no run with a record is made again. `--table`
+writes benchmarks/search/README.md, and docs/rate-distortion.png of the runs of CURVE, which differ in the rate alone.
 """
 
 from __future__ import annotations
@@ -39,17 +40,19 @@ CURVE = ("curve-2", "curve-4", "curve-8", "curve-16", "rate-30", "curve-45")
 PICTURE = Path(__file__).parents[1] / "docs" / "rate-distortion.png"
 
 
-def config_of(name: str, runs: dict[str, dict[str, Any]]) -> RunConfig:
-    """The configuration of a run, with that of its base under it."""
+def config_of(name: str, runs: dict[str, dict[str, Any]]) -> tuple[RunConfig, str]:
+    """The configuration of a run, with that of its base under it, and the name of its corpus."""
     values: dict[str, dict[str, Any]] = {}
+    corpus = ""
     while name:
         changes = dict(runs[name])
         name = changes.pop("base", "")
+        corpus = corpus or changes.pop("corpus", "")
         for key, value in changes.items():
             group, _, setting = key.partition(".")
             values.setdefault(group, {}).setdefault(setting, value)
     config: RunConfig = from_dict(RunConfig, values, "runs.yaml")
-    return config
+    return config, corpus or "chitchat"
 
 
 def make(name: str, config: RunConfig, corpus: Corpus, out: Path) -> dict[str, Any]:
@@ -129,7 +132,7 @@ def draw(records: Sequence[dict[str, Any]], baseline: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="prepared chitchat")
+    parser.add_argument("--data", type=Path, help="folder of the prepared corpora")
     parser.add_argument("--out", type=Path, help="folder of the runs")
     parser.add_argument("--table", action="store_true", help="write the table")
     parser.add_argument("names", nargs="*", help="of runs.yaml")
@@ -143,7 +146,8 @@ def main() -> None:
     for name in options.names:
         record = FOLDER / f"{name}.json"
         if not record.is_file():
-            write_file(record, to_json(make(name, config_of(name, runs), Corpus(options.data), options.out)))
+            config, corpus = config_of(name, runs)
+            write_file(record, to_json(make(name, config, Corpus(options.data / corpus), options.out)))
     if options.table:
         paths = {name: FOLDER / f"{name}.json" for name in runs}
         found = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}

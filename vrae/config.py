@@ -66,6 +66,8 @@ class CleaningConfig:
         spam_messages: dialogues with at least this many messages are tested for repetition; 0: never.
         spam_distinct: such a dialogue is dropped when distinct messages / messages is below this share, 0 to 1.
         drop_duplicates: keep the first of several dialogues that are identical but for capitals.
+        sentences: each message and sentence of a training turn of several is a dialogue of its own too: more and shorter
+            examples, for an autoencoder (context_turns 0). The tokenizer is trained without them.
     """
 
     mask_personal: bool = True
@@ -76,6 +78,7 @@ class CleaningConfig:
     spam_messages: int = 0
     spam_distinct: float = 0.7
     drop_duplicates: bool = True
+    sentences: bool = False
 
     def __post_init__(self) -> None:
         _require(0 <= self.max_repeats <= 1000, f"max_repeats must be in [0, 1000]. Got {self.max_repeats}")

@@ -271,3 +271,14 @@ class TestDialogues:
 @pytest.mark.parametrize(("speakers", "turns"), [((), 0), ((0,), 1), ((0, 0), 1), ((0, 1, 1, 0), 3)])
 def test_count_turns(speakers: tuple[int, ...], turns: int) -> None:
     assert count_turns(speakers) == turns
+
+
+def test_sentences_are_the_messages_and_sentences_of_turns_that_have_several() -> None:
+    said = ("Hello", "How are you? I am fine.", "Yes.", "Well. Well. Bye")
+    dialogue = Dialogue("d", said, (0, 0, 1, 0))
+    cleaner = Cleaner(CleaningConfig(sentences=True))
+    assert cleaner(dialogue).turns == ("Hello How are you? I am fine.", "Yes.", "Well. Well. Bye")
+    assert cleaner.sentences == ["Hello", "How are you? I am fine.", "How are you?", "I am fine.", "Well.", "Bye"]
+    plain = Cleaner(CleaningConfig())
+    plain(dialogue)
+    assert plain.sentences == []

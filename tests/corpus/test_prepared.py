@@ -115,6 +115,30 @@ def test_a_dropped_dialogue_is_counted_and_not_stored(dialogues: list[list[str]]
     assert sum(counts["dialogues"] for counts in corpus.manifest["splits"].values()) == len(dialogues)
 
 
+def test_sentences_go_to_the_training_split_alone_and_the_tokenizer_does_not_read_them(tmp_path: Path) -> None:
+    talk = [
+        ["hi there. how are you today?", "fine! thanks. and you?", "good"],
+        ["yes. no. maybe", "bye"],
+        ["ok. so what", "nothing"],
+    ]
+    source = tmp_path / "talk.jsonl"
+    rows = [{"turns": turns * 12, "split": split} for turns, split in zip(talk, SPLITS, strict=True)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    made = {
+        sentences: prepare(
+            prepare_config(source, vocab_size=300, cleaning=CleaningConfig(sentences=sentences)),
+            tmp_path / str(sentences),
+            quiet=True,
+        )
+        for sentences in (False, True)
+    }
+    assert made[True].tokenizer.model == made[False].tokenizer.model
+    for split in ("validation", "test"):
+        assert decoded(made[True], split) == decoded(made[False], split)
+    pieces = [["hi there."], ["how are you today?"], ["fine!"], ["thanks."], ["and you?"]]
+    assert decoded(made[True], "train") == [*decoded(made[False], "train"), *pieces * 12]
+
+
 def test_inspecting_counts_what_preparing_keeps(corpus: Corpus, source: Path, dialogues: list[list[str]]) -> None:
     found = inspect(prepare_config(source), quiet=True)
     counts = corpus.manifest["splits"].values()

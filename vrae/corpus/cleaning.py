@@ -54,6 +54,8 @@ _PHONE = re.compile(
     r")(?![\w%$€£/:]|[.,-][0-9])"
 )
 
+_SENTENCE_END = re.compile("(?<=[.!?]) ")
+
 _RESTORED = {
     word.replace("'", ""): word.index("'")
     for word in ("don't", "i'm", "that's", "you're", "can't", "didn't", "doesn't", "isn't", "i've", "what's")
@@ -90,6 +92,8 @@ class Cleaner:
         dropped: dialogues dropped, by reason.
         changed: changes made, by kind, in the dialogues that came to step 3. Masks, empty and joined messages are
             counted one by one; the other kinds are numbers of messages.
+        sentences: the messages and sentences of which the turns of the last dialogue are made, where there are several to a
+            turn; none unless the configuration wants them.
 
     Duplicates are known by a digest of 8 bytes, 12 to 24 bytes of memory per dialogue kept. Of ten million dialogues that
     differ, two share one, and the second is lost, once in 400,000 corpora.
@@ -99,6 +103,7 @@ class Cleaner:
         self.config = config
         self.dropped: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
+        self.sentences: list[str] = []
         self._seen = Digests()
         most = config.max_repeats
         self._any_run = re.compile("(.)" + r"\1" * min(most, 50)) if most else None  # twice as fast as with a {number}
@@ -139,6 +144,7 @@ class Cleaner:
             whole = "\0".join(turns).lower().encode("utf-8", "surrogatepass")
             if not self._seen.add(hashlib.blake2b(whole, digest_size=8).digest()):
                 return self._drop("duplicate")
+        self.sentences = [piece for part in parts for piece in pieces(part)] if config.sentences else []
         return Dialogue(dialogue.id, turns, tuple(speakers), dialogue.split)
 
     def text(self, message: str) -> str:
@@ -247,6 +253,15 @@ class Digests:
             place = (place + 1) & last
         places[place] = value
         return True
+
+
+def pieces(messages: Sequence[str]) -> list[str]:
+    """The messages of a turn, where it has several, and the sentences of those that have several; each once, in order."""
+    found = list(messages) if len(messages) > 1 else []
+    for message in messages:
+        sentences = _SENTENCE_END.split(message)
+        found += sentences if len(sentences) > 1 else []
+    return list(dict.fromkeys(found))
 
 
 def count_turns(speakers: Sequence[int]) -> int:

@@ -288,6 +288,8 @@ def _spool(config: PrepareConfig, source: Source, cleaner: Cleaner, work: Path, 
             kept += 1
             split = cleaned.split or assign_split(cleaned.id, config.validation_percent, config.test_percent)
             spools[split].write(to_line((cleaned.turns, cleaned.speakers)) + "\n")
+            if split == "train":
+                spools[split].writelines(to_line(([sentence], [0])) + "\n" for sentence in cleaner.sentences)
             if split != "train" or config.tokenizer:
                 continue
             for turn in cleaned.turns:

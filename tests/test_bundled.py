@@ -52,7 +52,7 @@ def test_the_card_is_made_of_the_records_of_the_run(name: str) -> None:
     info, report = (json.loads((place(name) / file).read_bytes()) for file in (CONFIG, REPORT))
     card = (place(name) / CARD).read_text(encoding="utf-8")
     assert MARK in card
-    assert card == vrae.load(name).card(report=place(name))
+    assert card == vrae.load(name).card(name, report=place(name))
     assert (info["corpus"]["source"], info["corpus"]["licence"]) == ("chitchat", "MIT")
     assert report["split"] == "test"
     for said in (f"Seed {info['run']['train']['seed']}", info["versions"]["torch"], info["hardware"], "must not be used"):

@@ -97,7 +97,7 @@ def model_card(
         info: `config.json` of the model.
         model: its architecture.
         parameters: how many it has.
-        name: `owner/name` on the Hub; empty: not known yet.
+        name: `owner/name` on the Hub, or of its folder; empty: not known yet.
         report: what `read_report` gave; None: the figures of training alone.
         license: of the weights, by the Hub's identifier; empty: that of the corpus, where the Hub knows it.
         language: its code, `en`; empty: that of chitchat, else none.
@@ -116,7 +116,7 @@ def model_card(
         "tags": ["vrae", "dialogue", "gru", kind.lower(), *(["variational-autoencoder"] if model.latent_size else [])],
     }
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in metadata.items() if value), "---", MARK, ""]
-    lines += [f"# {name.partition('/')[2] or 'A model of vrae'}", "", f"{sentence} {parameters:,} parameters.", ""]
+    lines += [f"# {name.rpartition('/')[2] or 'A model of vrae'}", "", f"{sentence} {parameters:,} parameters.", ""]
     lines += ["## Use", "", *_use(model, name or "FOLDER"), ""]
     lines += ["## Data", "", *_data(corpus, source, licence), ""]
     lines += ["## Figures", "", *_figure_lines(info, report), ""]
@@ -145,7 +145,8 @@ def _use(model: ModelConfig, name: str) -> list[str]:
         reply = ['for reply in model.respond(["Hi!", "Hello, how was your weekend?"], n=5, seed=1):', "    print(reply.text)"]
         calls = [*reply, *(calls if model.latent_size else [])]
     command = f"vrae {job} -n 5 --model {name}"
-    load = f'model = vrae.load("{name}")  # or vrae.Pipeline.from_pretrained("{name}", revision="main")'
+    load = f'model = vrae.load("{name}")'
+    load += f'  # or vrae.Pipeline.from_pretrained("{name}", revision="main")' if is_hub_id(name) else ""
     return ["```python", "import vrae", "", load, *calls, "```", "", "```bash", command, "```"]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from vrae.config import shown
 from vrae.errors import UserError
 from vrae.files import MANIFEST, manifest, write_file
 from vrae.generation.card import CARD, MARK, REPORT, model_card, publishable, read_report
@@ -39,7 +40,8 @@ class Publishing(TextModel):
         Raises:
             UserError: `folder` cannot be written, it has a README.md that is not vrae's, or the report is of another model.
         """
-        folder, files = Path(folder), self._publication("", report, license, language, half)
+        folder = Path(folder)
+        files = self._publication(shown(folder.resolve().name), report, license, language, half)
         with contextlib.suppress(OSError):
             if MARK not in (folder / CARD).read_text(encoding="utf-8", errors="replace"):
                 raise UserError(f"{folder / CARD}: not vrae's, and would be replaced. Choose another folder, or move it away")

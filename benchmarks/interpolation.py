@@ -1,6 +1,6 @@
 """Interpolations between turns: is every point a sentence, do the points lead from one end to the other, do the ends come back?
 
-    python benchmarks/interpolation.py --model runs/chitchat-vrae runs/chitchat-vrae-faithful --data corpora/chitchat \
+    python benchmarks/interpolation.py --model chitchat-vrae runs/chitchat-vrae-bound --data corpora/chitchat \
         --judge runs/remedies/reader
 
 Draws pairs of different turns of so many tokens from the split, by seed, the same for each model, and walks between them along

@@ -1,6 +1,6 @@
 """Style transfer along a latent direction: accuracy against content kept, beside interpolation towards the other label.
 
-    python benchmarks/style_transfer.py --model runs/chitchat-vrae-faithful --data corpora/chitchat --out transfer.md
+    python benchmarks/style_transfer.py --model chitchat-vrae --data corpora/chitchat --out transfer.md
 
 Two attributes that turns have by their form: question or statement, short or long. Directions are learnt from turns of the
 training split, text classifiers from other turns of it; what is measured are turns of the test split that do not occur in

@@ -25,6 +25,7 @@ import torch
 from conftest import tiny_model
 
 from vrae.apps import fragments
+from vrae.apps.about import about
 from vrae.apps.cli import main
 from vrae.apps.latent_map import latent_map
 from vrae.apps.page import build
@@ -35,6 +36,7 @@ from vrae.corpus.tokenizer import EOS
 from vrae.errors import ModelError, UserError
 from vrae.files import write_folder
 from vrae.generation.attributes import learn
+from vrae.generation.card import MARK
 from vrae.generation.pipeline import Pipeline, load
 from vrae.generation.responses import Reply
 from vrae.model.folder import to_files
@@ -299,6 +301,17 @@ class TestStrangers:
             connection.close()
         assert answers(served)
 
+    def test_visitors_are_forgotten(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whatever gradio remembers of a request or of who made it has a limit."""
+        queue = served._page._queue
+        monkeypatch.setattr(queue.pending_event_ids_session, "max_size", 20)
+        for _ in range(30):
+            call(served, "about", {})
+        assert len(queue.event_analytics) <= 16
+        assert len(queue.pending_event_ids_session) <= 20
+        assert queue.pending_messages_per_session.max_size == 2000
+        assert answers(served)
+
     def test_a_request_that_takes_too_long_is_ended(self, corpus: Corpus, tmp_path: Path) -> None:
         pipeline = make(corpus)
         pipeline.max_seconds = 1e-6
@@ -435,6 +448,40 @@ class TestPage:
             handlers["explore"]("hello", float("nan"), "tone")
 
 
+class TestCard:
+    """The About tab shows the card that lies beside the model, whoever wrote it."""
+
+    def test_it_is_the_one_in_the_folder_of_the_model(self, pipeline: Pipeline, tmp_path: Path) -> None:
+        assert "Its model card" in about(pipeline, "tiny", tmp_path)
+        (tmp_path / "README.md").write_text(f"---\nlicense: mit\n---\n{MARK}\n\n# Of strangers <script>alert(1)</script>")
+        assert "Of strangers" not in about(pipeline, "tiny", tmp_path)  # of something else, perhaps
+        (tmp_path / "config.json").write_text("{}")
+        shown = about(pipeline, "tiny", tmp_path)
+        assert "<h4>Of strangers &lt;script&gt;alert(1)&lt;/script&gt;</h4>" in shown
+        assert "license" not in shown
+        assert "Written by vrae" not in shown
+        (tmp_path / "README.md").write_bytes(b"\xff" * 10_000_000)
+        assert len(about(pipeline, "tiny", tmp_path)) < 50_000
+
+    def test_without_one_it_is_written_from_the_records(self, pipeline: Pipeline) -> None:
+        shown = about(pipeline, "tiny", Path("nowhere"))
+        assert "<h5>Limits</h5>" in shown
+        assert "must not be used" in shown
+        assert "library_name" not in shown
+        assert "Written by vrae" not in shown
+
+    def test_records_that_strangers_wrote_are_text(self, pipeline: Pipeline) -> None:
+        evil = "<img src=x onerror=alert(1)>[a](javascript:alert(1))![b](https://example.com/b.png)"
+        info = {"corpus": {"source": evil, "licence": evil, "splits": {evil: {"turns": evil}}}}
+        info |= {"run": {"train": {"seed": evil}, evil: {evil: evil}}, "versions": {evil: evil}, "step": evil}
+        shown = about(Pipeline(pipeline.model, pipeline.tokenizer, info), evil, Path("nowhere"))
+        assert "<img" not in shown
+        assert "href" not in shown
+        for odd in (5, None, [], "x", {"train": 5, "splits": []}):
+            info = dict.fromkeys(("corpus", "run", "versions", "validation", "hardware", "step"), odd)  # type: ignore[arg-type]
+            assert "Its model card" in about(Pipeline(pipeline.model, pipeline.tokenizer, info), "tiny", Path("nowhere"))
+
+
 class TestModelsThatCannot:
     """A tab says kindly what its model cannot do; the API does not offer it."""
 
@@ -483,9 +530,31 @@ class TestStart:
         with pytest.raises(UserError, match=f"--port {taken}: cannot listen there"):
             serve(load(model), model, data=str(corpus.path), attributes=[], port=taken)
 
+    @pytest.mark.slow
+    def test_the_first_visitor_waits_no_longer_than_others(self, model: str, corpus: Corpus) -> None:
+        """What is loaded at first use was loaded before the address was given: a process of its own shows it."""
+        program = f"""
+import json, sys, urllib.request
+from vrae.apps.serve import serve
+from vrae.generation.pipeline import load
+server = serve(load({model!r}, max_seconds=20), {model!r}, data={str(corpus.path)!r}, attributes=[], port={free_port()})
+before = set(sys.modules)
+address, values = server.local + "gradio_api/call", json.dumps({{"context": ["hello"]}}).encode()
+request = urllib.request.Request(address + "/v2/respond", values, {{"Content-Type": "application/json"}})
+event = json.load(urllib.request.urlopen(request))["event_id"]
+answer = urllib.request.urlopen(f"{{address}}/respond/{{event}}").read().decode()
+server.close()
+assert "event: complete" in answer, answer
+print(sorted(set(sys.modules) - before))
+"""
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=500)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == "[]"
+
     def test_with_a_password_a_stranger_gets_nothing(self, model: str, corpus: Corpus) -> None:
         server = serve(load(model), model, data=str(corpus.path), attributes=[], port=free_port(), auth="me:secret word:2")
         try:
+            assert dict(server._page._queue.events_recorded_per_fn) == {"respond": 1, "interpolate": 1}  # warm all the same
             assert status(server, "config") == 401
             assert status(server, "gradio_api/call/v2/sample", b"{}", **JSON) == 401
             form = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -501,12 +570,13 @@ class TestStart:
         with pytest.raises(ModelError, match="was learnt with another model"):
             serve(load(model), model, data=str(corpus.path), attributes=[path])
 
-    def test_without_gradio_one_line_says_what_to_install(
-        self, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    @pytest.mark.parametrize("package", ["gradio", "markdown_it"])
+    def test_without_its_packages_one_line_says_what_to_install(
+        self, package: str, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setitem(sys.modules, "gradio", None)
+        monkeypatch.setitem(sys.modules, package, None)
         assert main(["serve", model]) == 2
-        assert capsys.readouterr().err == "vrae: serve needs gradio: pip install 'vrae[serve]'\n"
+        assert capsys.readouterr().err == "vrae: serve needs gradio and markdown-it-py: pip install 'vrae[serve]'\n"
 
     def test_the_command_says_where_it_is_and_ends_with_ctrl_c(
         self, model: str, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -6,13 +6,18 @@ comes then is told that the server is busy.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import socket
 import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+from urllib.request import HTTPCookieProcessor, ProxyHandler, Request, build_opener
 
+from vrae import bundled
 from vrae.apps.latent_map import latent_map
 from vrae.apps.service import Service
 from vrae.errors import ModelError, UserError
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 _ASSETS = Path(__file__).parent / "assets"
 _SENTENCES = 400  # on the map
 _WAITING = 16
+_VISITORS = 2000  # those whose requests are remembered: as many as gradio keeps messages for
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -61,9 +67,11 @@ def serve(
     _check_free(host, port)
     try:
         import gradio  # noqa: F401  (the page is made of it)
+        import markdown_it  # noqa: F401  (and the model card)
     except ImportError:
-        raise UserError("serve needs gradio: pip install 'vrae[serve]'") from None
+        raise UserError("serve needs gradio and markdown-it-py: pip install 'vrae[serve]'") from None
     from gradio.route_utils import FnIndexInferError
+    from gradio.utils import LRUCache
 
     from vrae.apps.components import theme
     from vrae.apps.page import build
@@ -72,10 +80,15 @@ def serve(
     styles = _styles(pipeline, chart, attributes)
     name = Path(model).resolve().name if os.path.exists(model) else model
     style = (_ASSETS / "page.css").read_text(encoding="utf-8")
-    page = build(Service(pipeline, name, styles), chart, Path(model))
+    service = Service(pipeline, name, styles)
+    folder = Path(model) if os.path.exists(model) else bundled.folder(model) or Path(model)
+    page = build(service, chart, folder)
     page.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)  # open, /run/ would be a way past the queue
-    # after each request gradio would make a table of all that ever came, for a monitor that is off here
+    # after each request gradio would make a table of the last 10,000, for a monitor that is off here
     page._queue.compute_analytics_summary = lambda records: None  # type: ignore[method-assign]
+    page._queue.ANALYTICS_MAX_EVENTS = _WAITING
+    # it would never forget a visitor, and whoever asks the API without a name of a session is a new one each time
+    page._queue.pending_event_ids_session = LRUCache(_VISITORS)  # type: ignore[assignment]
     os.environ.pop("GRADIO_ALLOWED_PATHS", None)  # gradio would hand out what lies there
     try:
         _, local, public = page.launch(
@@ -103,7 +116,29 @@ def serve(
         )
     except OSError as error:
         raise UserError(f"--host {host} --port {port}: cannot listen there ({error!s:.40}). Choose another --port") from None
+    _warm_up(local, user, service)
     return Served(page, local, public)
+
+
+def _warm_up(address: str, user: tuple[str, str] | None, service: Service) -> None:
+    """A reply and a path, asked for as visitors will: else the first of them would wait for what is loaded at first use.
+
+    That is gradio's doing as much as torch's, so the requests take the way through the server. If they fail, it is slower once.
+    """
+    opener = build_opener(ProxyHandler({}), HTTPCookieProcessor())
+    asked: dict[str, dict[str, Any]] = {
+        "respond": {"context": ["hello"], "n": 2, "rank": "mmi", "seed": 0},
+        "interpolate": {"texts": ["hello", "see you"], "steps": 2},
+    }
+    with contextlib.suppress(OSError, ValueError):
+        if user:
+            opener.open(f"{address}login", urlencode(dict(zip(("username", "password"), user, strict=True))).encode()).close()
+        for job in asked.keys() & service.jobs.keys():
+            body, headers = json.dumps(asked[job]).encode(), {"Content-Type": "application/json"}
+            with opener.open(Request(f"{address}gradio_api/call/v2/{job}", body, headers), timeout=60) as answer:
+                event = json.load(answer)["event_id"]
+            with opener.open(f"{address}gradio_api/call/{job}/{event}", timeout=60) as answer:
+                answer.read()
 
 
 class Served:

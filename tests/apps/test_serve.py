@@ -26,6 +26,7 @@ from conftest import tiny_model
 
 from vrae.apps import fragments
 from vrae.apps.about import about
+from vrae.apps.chat import Exchange
 from vrae.apps.cli import main
 from vrae.apps.latent_map import latent_map
 from vrae.apps.page import build
@@ -394,6 +395,11 @@ class TestPage:
         with pytest.raises(gr.Error, match=problem):
             handlers["answer"]("hello", [], *settings)
 
+    def test_a_conversation_has_an_end(self, handlers: Any) -> None:
+        past = [Exchange("hello", [Reply("hi", -1.0, -1.0, 1, ())], 0)] * 100
+        with pytest.raises(gr.Error, match="at most 100 lines of yours"):
+            handlers["answer"]("hello", past, *self.SETTINGS)
+
     @pytest.mark.parametrize("line", ["", "  \n", "\x1b", None, 5])
     def test_an_empty_line_is_asked_for_again(self, handlers: Any, line: Any) -> None:
         with pytest.raises(gr.Error, match="there is no line to reply to"):
@@ -485,14 +491,15 @@ class TestCard:
 class TestModelsThatCannot:
     """A tab says kindly what its model cannot do; the API does not offer it."""
 
-    def page(self, pipeline: Pipeline, corpus: Corpus) -> str:
+    def page(self, pipeline: Pipeline, corpus: Corpus, name: str = "tiny") -> str:
         chart = latent_map(pipeline, "", str(corpus.path), 20) if pipeline.model.config.latent_size else None
-        page = build(Service(pipeline, "tiny", {}), chart, Path("nowhere"))
+        page = build(Service(pipeline, name, {}), chart, Path("nowhere"))
         return " ".join(str(block.value) for block in page.blocks.values() if isinstance(block, gr.HTML))
 
     def test_without_context_there_are_no_replies(self, corpus: Corpus) -> None:
         pipeline = make(corpus, context_turns=0)
-        assert "has no replies to give" in self.page(pipeline, corpus)
+        assert "has no replies to give" in self.page(pipeline, corpus, "<b>evil")
+        assert "<b>evil" not in self.page(pipeline, corpus, "<b>evil")
         assert "respond" not in Service(pipeline, "tiny", {}).jobs
 
     def test_without_latent_there_is_no_map_but_turns_can_be_drawn(self, corpus: Corpus) -> None:
@@ -586,15 +593,28 @@ print(sorted(set(sys.modules) - before))
         def interrupted(server: Served) -> None:
             seen.append(server)
             assert answers(server)
+            assert status(server, "gradio_api/file=/etc/passwd") == 403
             raise KeyboardInterrupt
 
         monkeypatch.setattr(Served, "wait", interrupted)
+        monkeypatch.setenv("GRADIO_ALLOWED_PATHS", "/etc")  # of another program, perhaps
         port = free_port()
         try:
             assert main(["serve", model, "--data", str(corpus.path), "--port", str(port), "--json"]) == 130
         finally:
             seen[0].close()
         assert json.loads(capsys.readouterr().out) == {"url": f"http://127.0.0.1:{port}/", "share_url": None}
+
+    def test_the_limit_of_time_holds_for_whoever_asks(self, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen = []
+
+        def start(pipeline: Pipeline, name: str, **options: Any) -> Served:
+            seen.append((pipeline.max_seconds, options["host"]))
+            raise UserError("enough")
+
+        monkeypatch.setattr("vrae.apps.serve.serve", start)
+        assert main(["serve", model]) == main(["serve", model, "--max_seconds", "3"]) == 2
+        assert seen == [(20, "127.0.0.1"), (3, "127.0.0.1")]
 
     def test_a_model_is_named_once(self, model: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["serve", model, "--model", model]) == 2

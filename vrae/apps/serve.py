@@ -76,8 +76,11 @@ def serve(
     from vrae.apps.components import theme
     from vrae.apps.page import build
 
+    given = [Attribute.load(file) for file in attributes]
+    for attribute in given:
+        attribute.check(pipeline)
     chart = latent_map(pipeline, model, data, _SENTENCES) if pipeline.model.config.latent_size else None
-    styles = _styles(pipeline, chart, attributes)
+    styles = _styles(pipeline, chart, given)
     name = Path(model).resolve().name if os.path.exists(model) else model
     style = (_ASSETS / "page.css").read_text(encoding="utf-8")
     service = Service(pipeline, name, styles)
@@ -166,7 +169,9 @@ def _check_free(host: str, port: int) -> None:
         with socket.socket(family, kind) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-    except (OSError, UnicodeError) as error:
+    except (socket.gaierror, UnicodeError) as error:
+        raise UserError(f"--host {host:.60}: no such address ({error!s:.60}). 127.0.0.1 is this machine") from None
+    except OSError as error:
         raise UserError(f"--host {host} --port {port}: cannot listen there ({error!s:.60}). Choose another --port") from None
 
 
@@ -199,12 +204,9 @@ def _user(auth: str) -> tuple[str, str] | None:
     return name, password
 
 
-def _styles(pipeline: Pipeline, chart: LatentMap | None, files: list[str]) -> dict[str, Attribute]:
-    """The attributes of the files by their names; without files, what tells questions from the rest on the map."""
-    found = [Attribute.load(file) for file in files]
-    for attribute in found:
-        attribute.check(pipeline)
-    if not files and chart:
+def _styles(pipeline: Pipeline, chart: LatentMap | None, found: list[Attribute]) -> dict[str, Attribute]:
+    """Attributes by their names; where none are given, what tells questions from the rest on the map."""
+    if not found and chart:
         questions = [text for text in chart.texts if text.rstrip().endswith("?")]
         rest = [text for text in chart.texts if not text.rstrip().endswith("?")]
         try:

@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import threading
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -133,10 +134,11 @@ def _warm_up(address: str, user: tuple[str, str] | None, service: Service) -> No
         "respond": {"context": ["hello"], "n": 2, "rank": "mmi", "seed": 0},
         "interpolate": {"texts": ["hello", "see you"], "steps": 2},
     }
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, HTTPException):
         if user:
-            opener.open(f"{address}login", urlencode(dict(zip(("username", "password"), user, strict=True))).encode()).close()
-        for job in asked.keys() & service.jobs.keys():
+            form = urlencode({"username": user[0], "password": user[1]}).encode()
+            opener.open(f"{address}login", form, timeout=60).close()
+        for job in (job for job in asked if job in service.jobs):
             body, headers = json.dumps(asked[job]).encode(), {"Content-Type": "application/json"}
             with opener.open(Request(f"{address}gradio_api/call/v2/{job}", body, headers), timeout=60) as answer:
                 event = json.load(answer)["event_id"]

@@ -64,7 +64,7 @@ WRONG = {
     "attributes move hi --model model --attribute list.json": "list.json: attribute format None, this vrae reads 1. Make one w",
     "attributes move hi --model model --attribute a.txt": "a.txt: not JSON (Expecting value: line 1 column 1 (char 0)), and so",
     "neighbours build --model model --data nothere --out index": f"nothere: {NO_CORPUS} nothere",
-    "neighbours build --model model --data CORPUS --split foo --out index": "--split foo: corpus has train, validation, test",
+    "neighbours build --model model --data CORPUS --split foo --out index": "corpus has train, validation, test",
     "neighbours build --model model --data CORPUS --out a.txt": "--out a.txt: exists already. Choose another folder, or replac",
     "neighbours query hi --model model --index nothere": f"--index nothere: {NO_INDEX}: No such file or directory",
     "neighbours query hi --model model --index a.txt": f"--index a.txt: {NO_INDEX}: Not a directory",

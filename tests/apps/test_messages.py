@@ -58,7 +58,7 @@ WRONG = {
     "attributes learn --model model --out a.json": "vrae attributes learn needs FILES. For example: vrae attributes learn",
     "attributes learn folder --model model --out a.json": f"folder: {PATHS}",
     "attributes learn a.txt a.txt a.txt --model model --out a.json": "takes one labelled file, or two files of sentences. Got",
-    "attributes learn a.txt --model model --out a.json": "a.txt:1: expected a label (text or a number), got None; give every",
+    "attributes learn a.txt --model model --out a.json": "a.txt:1: expected a label, text or number, got None; give every",
     "attributes learn empty.txt a.txt --model model --out a.json": "an attribute needs 5 different sentences of each label. 'e",
     "attributes move hi --model model --attribute folder": "folder: cannot read the attribute: Is a directory. Make one with:",
     "attributes move hi --model model --attribute list.json": "list.json: attribute format None, this vrae reads 1. Make one w",

@@ -20,7 +20,7 @@ def to_html(text: str) -> str:
     from markdown_it import MarkdownIt
 
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
-    reader.validateLink = _is_web  # type: ignore[method-assign]
+    reader.validateLink = _is_web  # type: ignore[method-assign,assignment]
     reader.add_render_rule("image", _description)
     tokens = reader.parse(re.sub(r"\A---\n.*?\n---\n", "", text[:LONGEST], flags=re.DOTALL))
     for token in tokens:

@@ -285,7 +285,7 @@ def read_labelled(path: str | Path) -> tuple[tuple[str, str], tuple[list[str], l
         label = row.get("label") if isinstance(row, dict) else None
         if not isinstance(label, (str, int)) or label == "":
             got = reprlib.repr(label)
-            raise problem(f"{row_place(path)}{number}", "a label (text or a number)", got, "give every sentence its label")
+            raise problem(f"{row_place(path)}{number}", "a label, text or number", got, "give every sentence its label")
         found.setdefault(str(label), []).append(text)
     if len(found) != 2:
         names = shown(", ".join(sorted(found)[:5]), 120)

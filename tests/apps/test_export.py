@@ -26,6 +26,7 @@ from vrae.corpus.tokenizer import EOS
 from vrae.errors import ModelError, UserError
 from vrae.files import check_folder
 from vrae.generation.pipeline import Pipeline
+from vrae.model.mixture import GaussianMixture
 from vrae.model.vrae import VRAE
 
 ROOT = Path(__file__).parents[2]
@@ -33,8 +34,11 @@ ALONE: dict[str, Any] = dict(encoder_layers=2, bidirectional=True, tied_output=T
 REPLIES: dict[str, Any] = dict(
     context_turns=3, bidirectional=False, tied_output=False, decoder_layers=2, skip_latent=True, speakers=True
 )
+MIXED: dict[str, Any] = dict(prior="mixture", prior_components=3)
 MODELS: dict[str, dict[str, Any]] = {
     "alone": ALONE,
+    "alone, a mixture": MIXED,
+    "replies, a mixture": dict(context_turns=3, **MIXED),
     "alone, one way, skipping": dict(bidirectional=False, skip_latent=True, decoder_layers=2),
     "alone, normalised": dict(batch_norm_scale=0.5, tied_output=False),
     "replies": REPLIES,
@@ -55,7 +59,12 @@ def outputs(model: VRAE, batch: Batch, z_BZ: torch.Tensor) -> dict[str, np.ndarr
         logits_BV, after = model.decoder.step(batch.inputs_BT[:, 0], state)
         again_BV, _ = model.decoder.step(logits_BV.argmax(-1), after)
     found["posterior.mean"], found["posterior.log_var"] = inferred.posterior.mean_BZ, inferred.posterior.log_var_BZ
-    found["context.mean"], found["context.log_var"] = prior.mean_BZ, prior.log_var_BZ
+    if isinstance(prior, GaussianMixture):
+        parts = dict(zip(("log_weight", "mean", "log_var"), prior, strict=True))
+        found |= {f"context.{name}": part for name, part in parts.items()}
+        found |= {f"prior.{name}": part[:1] for name, part in parts.items()}
+    else:
+        found["context.mean"], found["context.log_var"] = prior.mean_BZ, prior.log_var_BZ
     found |= {"context.context": context_BC, "start.condition": state.condition_BE, "start.state": state.state_LBH}
     found |= {"start.skip": state.skip_BE, "step.logits": logits_BV, "step.next_state": after.state_LBH, "again": again_BV}
     return {name: value.detach().numpy() for name, value in found.items()}
@@ -86,6 +95,10 @@ def compare(model: VRAE, run: Any, size: int, tolerance: float, seed: int = 0) -
         dialogues = {"ids": ids_NT[turns_BK], "lengths": lengths_N[turns_BK], "count": batch.context_lengths_B.numpy()}
         known |= check("context", {**dialogues, "same_speaker": batch.same_speaker_BK.numpy()})
         assert {"context.context"} <= checked
+        assert ("context.log_weight" in checked) == (model.config.prior == "mixture")
+    elif model.config.prior == "mixture":
+        check("prior", {})
+        assert {"prior.log_weight", "prior.mean", "prior.log_var"} <= checked
     if model.config.latent_size:
         targets_B = batch.target_B.numpy()
         check("posterior", {"ids": ids_NT[targets_B], "lengths": lengths_N[targets_B], **known})
@@ -128,9 +141,9 @@ def pipeline(corpus: Corpus, **overrides: Any) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def exported(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Pipeline, Path]]:
-    """Two models and their exports, which differ in all that a model can be."""
+    """Three models and their exports, which differ in all that a model can be."""
     folder, found = tmp_path_factory.mktemp("export"), {}
-    for name, settings in (("alone", ALONE), ("replies", REPLIES)):
+    for name, settings in (("alone", ALONE), ("replies", REPLIES), ("mixture", MIXED)):
         found[name] = pipeline(corpus, **settings), folder / name
         export_onnx(*found[name])
     return found
@@ -152,7 +165,7 @@ def runs_in(folder: Path) -> Any:
     return run
 
 
-@pytest.mark.parametrize("name", ["alone", "replies"])
+@pytest.mark.parametrize("name", ["alone", "replies", "mixture"])
 def test_onnxruntime_computes_what_the_model_computes(name: str, exported: dict[str, tuple[Pipeline, Path]]) -> None:
     model, folder = exported[name]
     run = runs_in(folder)
@@ -181,21 +194,49 @@ def example(folder: Path, *arguments: str) -> list[str]:
     return done.stdout.split("\n")[:-1]
 
 
+def draws(model: Pipeline, context: list[str], seed: int) -> list[str]:
+    """What the model writes of five draws of its prior, with the random numbers of the example."""
+    random = np.random.default_rng(seed)
+    prior, context_1C = model.condition(model.windows([""], [context]))
+    mean, log_var = prior.mean_BZ, prior.log_var_BZ
+    if isinstance(prior, GaussianMixture):
+        chosen = random.choice(3, 5, p=prior.log_weight_BM[0].exp().numpy())
+        assert len(set(chosen)) > 1
+        mean, log_var = prior.means_BMZ[0, chosen], prior.log_vars_BMZ[0, chosen]
+    z_NZ = mean + (0.5 * log_var).exp() * torch.from_numpy(random.standard_normal((5, 6), np.float32))
+    return [model.tokenizer.decode(text.ids) for text in model.decode(z_NZ, context_1C.expand(5, -1), None, GREEDY)]
+
+
 @pytest.mark.parametrize(
     "dialogue", [["Hi!"], ["hello", "HI, how  are\tyou?", "i am fine", "what do you like to eat? naïve 😀"]]
 )
 def test_the_example_replies_as_the_model_does(dialogue: list[str], exported: dict[str, tuple[Pipeline, Path]]) -> None:
     """The second dialogue is longer than the model reads, and has what cleaning changes."""
     model, folder = exported["replies"]
-    prior, context_1C = model.condition(model.windows([""], [dialogue]))
-    noise_NZ = np.random.default_rng(1).standard_normal((5, 6), np.float32)
-    noise_NZ[0] = 0
-    z_NZ = prior.mean_BZ + (0.5 * prior.log_var_BZ).exp() * torch.from_numpy(noise_NZ)
-    texts = model.decode(z_NZ, context_1C.expand(5, -1), None, GREEDY)
-    wanted = [model.tokenizer.decode(text.ids) for text in texts]
-    assert example(folder, *dialogue) == wanted
+    wanted = draws(model, dialogue, seed=1)
+    assert example(folder, *dialogue) == list(dict.fromkeys(wanted))
     assert len(set(wanted)) > 1
-    assert any(text.finished for text in texts)
+
+
+@pytest.mark.parametrize("name", ["alone", "mixture"])
+def test_the_example_writes_sentences_as_the_model_does(name: str, exported: dict[str, tuple[Pipeline, Path]]) -> None:
+    model, folder = exported[name]
+    wanted = draws(model, [], seed=1)
+    assert example(folder) == wanted
+    assert len(set(wanted)) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["replies, a mixture", "replies without a latent"])
+def test_the_example_replies_as_every_model_does(name: str, corpus: Corpus, tmp_path: Path) -> None:
+    model = pipeline(corpus, **MODELS[name])
+    export_onnx(model, tmp_path / "onnx")
+    if model.model.config.latent_size:
+        assert example(tmp_path / "onnx", "Hi!") == list(dict.fromkeys(draws(model, ["Hi!"], seed=1)))
+    else:
+        _, context_1C = model.condition(model.windows([""], [["Hi!"]]))
+        (text,) = model.decode(torch.zeros(1, 0), context_1C, None, GREEDY)
+        assert example(tmp_path / "onnx", "Hi!") == [model.tokenizer.decode(text.ids)]
 
 
 def test_the_example_walks_and_reconstructs_as_the_model_does(exported: dict[str, tuple[Pipeline, Path]]) -> None:
@@ -207,11 +248,12 @@ def test_the_example_walks_and_reconstructs_as_the_model_does(exported: dict[str
     assert len(set(wanted)) > 2
 
 
-@pytest.mark.parametrize("name", ["alone", "replies"])
+@pytest.mark.parametrize("name", ["alone", "replies", "mixture"])
 def test_config_json_says_what_the_graphs_take_and_give(name: str, exported: dict[str, tuple[Pipeline, Path]]) -> None:
     model, folder = exported[name]
     info = json.loads((folder / "config.json").read_text())
-    assert set(info["graphs"]) == {"posterior", "start", "step", *(["context"] if name == "replies" else [])}
+    more = {"alone": set(), "replies": {"context"}, "mixture": {"prior"}}
+    assert set(info["graphs"]) == {"posterior", "start", "step", *more[name]}
     assert check_folder(folder) == ""
     assert (folder / "tokenizer.model").read_bytes() == model.tokenizer.model
     assert (info["ids"], info["never_written"]) == ({"pad": 0, "unk": 1, "bos": 2, "eos": 3}, [0, 1, 2])
@@ -240,7 +282,6 @@ def test_a_graph_is_the_same_bytes_each_time(exported: dict[str, tuple[Pipeline,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(context_turns=2, prior="mixture"), "its prior is a mixture"),
         (dict(flow_steps=2), "its posterior has a flow"),
         (dict(latent_size=0), "a language model"),
     ],
@@ -278,8 +319,21 @@ def test_sizes_that_the_exporter_fixed_are_noticed() -> None:
         export._onnx(Graph(FixesItsSize(), z, z))
 
 
+REPLY, SENTENCE = ((ROOT / f"vrae/apps/onnx_{name}.py").read_text(encoding="utf-8") for name in ("replies", "sentences"))
+
+
 def test_the_docs_have_the_example_as_it_is() -> None:
-    assert (ROOT / "vrae/apps/onnx_example.py").read_text() in (ROOT / "docs/export.md").read_text()
+    assert REPLY in (ROOT / "docs/export.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_are_short_and_read_and_write_in_the_same_words() -> None:
+    first, last = "import json", "\n\n\ndef "
+    common = REPLY[REPLY.index(first) : REPLY.index(f"{last}respond")]
+    assert common == SENTENCE[SENTENCE.index(first) : SENTENCE.index(f"{last}sample")]
+    for text in (REPLY, SENTENCE):
+        code = text.partition('"""\n\n')[2]
+        lines = [line.strip() for line in code.splitlines()]
+        assert len([line for line in lines if line and not line.startswith(("#", '"""', "import ", "from "))]) <= 40
 
 
 def test_only_an_export_is_replaced(

@@ -25,6 +25,8 @@ import torch
 from conftest import tiny_model
 
 from vrae.apps import fragments
+from vrae.apps.about import about
+from vrae.apps.chat import Exchange
 from vrae.apps.cli import main
 from vrae.apps.latent_map import latent_map
 from vrae.apps.page import build
@@ -35,6 +37,7 @@ from vrae.corpus.tokenizer import EOS
 from vrae.errors import ModelError, UserError
 from vrae.files import write_folder
 from vrae.generation.attributes import learn
+from vrae.generation.card import MARK
 from vrae.generation.pipeline import Pipeline, load
 from vrae.generation.responses import Reply
 from vrae.model.folder import to_files
@@ -299,6 +302,19 @@ class TestStrangers:
             connection.close()
         assert answers(served)
 
+    def test_visitors_are_forgotten(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whatever gradio remembers of a request or of who made it has a limit."""
+        queue = served._page._queue
+        assert queue.pending_event_ids_session.max_size == 2000
+        full = len(queue.pending_event_ids_session)
+        monkeypatch.setattr(queue.pending_event_ids_session, "max_size", full)
+        for _ in range(20):
+            call(served, "about", {})
+        assert len(queue.event_analytics) <= 16
+        assert len(queue.pending_event_ids_session) == full
+        assert queue.pending_messages_per_session.max_size == 2000
+        assert answers(served)
+
     def test_a_request_that_takes_too_long_is_ended(self, corpus: Corpus, tmp_path: Path) -> None:
         pipeline = make(corpus)
         pipeline.max_seconds = 1e-6
@@ -381,6 +397,11 @@ class TestPage:
         with pytest.raises(gr.Error, match=problem):
             handlers["answer"]("hello", [], *settings)
 
+    def test_a_conversation_has_an_end(self, handlers: Any) -> None:
+        past = [Exchange("hello", [Reply("hi", -1.0, -1.0, 1, ())], 0)] * 100
+        with pytest.raises(gr.Error, match="at most 100 lines of yours"):
+            handlers["answer"]("hello", past, *self.SETTINGS)
+
     @pytest.mark.parametrize("line", ["", "  \n", "\x1b", None, 5])
     def test_an_empty_line_is_asked_for_again(self, handlers: Any, line: Any) -> None:
         with pytest.raises(gr.Error, match="there is no line to reply to"):
@@ -435,17 +456,52 @@ class TestPage:
             handlers["explore"]("hello", float("nan"), "tone")
 
 
+class TestCard:
+    """The About tab shows the card that lies beside the model, whoever wrote it."""
+
+    def test_it_is_the_one_in_the_folder_of_the_model(self, pipeline: Pipeline, tmp_path: Path) -> None:
+        assert "Its model card" in about(pipeline, "tiny", tmp_path)
+        (tmp_path / "README.md").write_text(f"---\nlicense: mit\n---\n{MARK}\n\n# Of strangers <script>alert(1)</script>")
+        assert "Of strangers" not in about(pipeline, "tiny", tmp_path)  # of something else, perhaps
+        (tmp_path / "config.json").write_text("{}")
+        shown = about(pipeline, "tiny", tmp_path)
+        assert "<h4>Of strangers &lt;script&gt;alert(1)&lt;/script&gt;</h4>" in shown
+        assert "license" not in shown
+        assert "Written by vrae" not in shown
+        (tmp_path / "README.md").write_bytes(b"\xff" * 10_000_000)
+        assert len(about(pipeline, "tiny", tmp_path)) < 50_000
+
+    def test_without_one_it_is_written_from_the_records(self, pipeline: Pipeline) -> None:
+        shown = about(pipeline, "tiny", Path("nowhere"))
+        assert "<h5>Limits</h5>" in shown
+        assert "must not be used" in shown
+        assert "library_name" not in shown
+        assert "Written by vrae" not in shown
+
+    def test_records_that_strangers_wrote_are_text(self, pipeline: Pipeline) -> None:
+        evil = "<img src=x onerror=alert(1)>[a](javascript:alert(1))![b](https://example.com/b.png)"
+        info = {"corpus": {"source": evil, "licence": evil, "splits": {evil: {"turns": evil}}}}
+        info |= {"run": {"train": {"seed": evil}, evil: {evil: evil}}, "versions": {evil: evil}, "step": evil}
+        shown = about(Pipeline(pipeline.model, pipeline.tokenizer, info), evil, Path("nowhere"))
+        assert "<img" not in shown
+        assert "href" not in shown
+        for odd in (5, None, [], "x", {"train": 5, "splits": []}):
+            info = dict.fromkeys(("corpus", "run", "versions", "validation", "hardware", "step"), odd)  # type: ignore[arg-type]
+            assert "Its model card" in about(Pipeline(pipeline.model, pipeline.tokenizer, info), "tiny", Path("nowhere"))
+
+
 class TestModelsThatCannot:
     """A tab says kindly what its model cannot do; the API does not offer it."""
 
-    def page(self, pipeline: Pipeline, corpus: Corpus) -> str:
+    def page(self, pipeline: Pipeline, corpus: Corpus, name: str = "tiny") -> str:
         chart = latent_map(pipeline, "", str(corpus.path), 20) if pipeline.model.config.latent_size else None
-        page = build(Service(pipeline, "tiny", {}), chart, Path("nowhere"))
+        page = build(Service(pipeline, name, {}), chart, Path("nowhere"))
         return " ".join(str(block.value) for block in page.blocks.values() if isinstance(block, gr.HTML))
 
     def test_without_context_there_are_no_replies(self, corpus: Corpus) -> None:
         pipeline = make(corpus, context_turns=0)
-        assert "has no replies to give" in self.page(pipeline, corpus)
+        assert "has no replies to give" in self.page(pipeline, corpus, "<b>evil")
+        assert "<b>evil" not in self.page(pipeline, corpus, "<b>evil")
         assert "respond" not in Service(pipeline, "tiny", {}).jobs
 
     def test_without_latent_there_is_no_map_but_turns_can_be_drawn(self, corpus: Corpus) -> None:
@@ -483,9 +539,31 @@ class TestStart:
         with pytest.raises(UserError, match=f"--port {taken}: cannot listen there"):
             serve(load(model), model, data=str(corpus.path), attributes=[], port=taken)
 
+    @pytest.mark.slow
+    def test_the_first_visitor_waits_no_longer_than_others(self, model: str, corpus: Corpus) -> None:
+        """What is loaded at first use was loaded before the address was given: a process of its own shows it."""
+        program = f"""
+import json, sys, urllib.request
+from vrae.apps.serve import serve
+from vrae.generation.pipeline import load
+server = serve(load({model!r}, max_seconds=20), {model!r}, data={str(corpus.path)!r}, attributes=[], port={free_port()})
+before = set(sys.modules)
+address, values = server.local + "gradio_api/call", json.dumps({{"context": ["hello"]}}).encode()
+request = urllib.request.Request(address + "/v2/respond", values, {{"Content-Type": "application/json"}})
+event = json.load(urllib.request.urlopen(request))["event_id"]
+answer = urllib.request.urlopen(f"{{address}}/respond/{{event}}").read().decode()
+server.close()
+assert "event: complete" in answer, answer
+print(sorted(set(sys.modules) - before))
+"""
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=500)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == "[]"
+
     def test_with_a_password_a_stranger_gets_nothing(self, model: str, corpus: Corpus) -> None:
         server = serve(load(model), model, data=str(corpus.path), attributes=[], port=free_port(), auth="me:secret word:2")
         try:
+            assert dict(server._page._queue.events_recorded_per_fn) == {"respond": 1, "interpolate": 1}  # warm all the same
             assert status(server, "config") == 401
             assert status(server, "gradio_api/call/v2/sample", b"{}", **JSON) == 401
             form = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -501,12 +579,13 @@ class TestStart:
         with pytest.raises(ModelError, match="was learnt with another model"):
             serve(load(model), model, data=str(corpus.path), attributes=[path])
 
-    def test_without_gradio_one_line_says_what_to_install(
-        self, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    @pytest.mark.parametrize("package", ["gradio", "markdown_it"])
+    def test_without_its_packages_one_line_says_what_to_install(
+        self, package: str, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setitem(sys.modules, "gradio", None)
+        monkeypatch.setitem(sys.modules, package, None)
         assert main(["serve", model]) == 2
-        assert capsys.readouterr().err == "vrae: serve needs gradio: pip install 'vrae[serve]'\n"
+        assert capsys.readouterr().err == "vrae: serve needs gradio and markdown-it-py: pip install 'vrae[serve]'\n"
 
     def test_the_command_says_where_it_is_and_ends_with_ctrl_c(
         self, model: str, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -516,15 +595,28 @@ class TestStart:
         def interrupted(server: Served) -> None:
             seen.append(server)
             assert answers(server)
+            assert status(server, "gradio_api/file=/etc/passwd") == 403
             raise KeyboardInterrupt
 
         monkeypatch.setattr(Served, "wait", interrupted)
+        monkeypatch.setenv("GRADIO_ALLOWED_PATHS", "/etc")  # of another program, perhaps
         port = free_port()
         try:
             assert main(["serve", model, "--data", str(corpus.path), "--port", str(port), "--json"]) == 130
         finally:
             seen[0].close()
         assert json.loads(capsys.readouterr().out) == {"url": f"http://127.0.0.1:{port}/", "share_url": None}
+
+    def test_the_limit_of_time_holds_for_whoever_asks(self, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen = []
+
+        def start(pipeline: Pipeline, name: str, **options: Any) -> Served:
+            seen.append((pipeline.max_seconds, options["host"]))
+            raise UserError("enough")
+
+        monkeypatch.setattr("vrae.apps.serve.serve", start)
+        assert main(["serve", model]) == main(["serve", model, "--max_seconds", "3"]) == 2
+        assert seen == [(20, "127.0.0.1"), (3, "127.0.0.1")]
 
     def test_a_model_is_named_once(self, model: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["serve", model, "--model", model]) == 2

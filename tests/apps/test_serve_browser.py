@@ -25,6 +25,25 @@ FLAGS = [
     *("--disable-component-update", "--disable-sync"),
 ]
 EVIL = "hello <img src=x onerror=alert(1)> ${1+1} {{value}} `"
+CARD = f"""---
+license: mit
+---
+# Of a stranger
+
+{EVIL} <script>alert(1)</script>
+![seen](https://example.com/pixel.png) [a link](javascript:alert(1)) [another](https://example.com)
+
+<iframe src="https://example.com"></iframe>
+<style>.v-card {{ display: none }}</style>
+
+| figure | value | what is meant by it |
+|---|---|---|
+| {"a_long_name_" * 9} | {"1234567890" * 9} | {"words " * 30} |
+
+```bash
+{"vrae serve " * 40}
+```
+"""
 VIEWS = [(390, "light"), (390, "dark"), (1400, "light"), (1400, "dark")]
 
 
@@ -54,7 +73,11 @@ def served(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    server = serve(pipeline, "tiny-model", data=str(corpus.path), attributes=[style], port=port)
+    folder = tmp_path_factory.mktemp("models") / "tiny-model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    (folder / "README.md").write_text(CARD, encoding="utf-8")
+    server = serve(pipeline, str(folder), data=str(corpus.path), attributes=[style], port=port)
     yield server
     server.close()
 
@@ -220,8 +243,14 @@ def test_what_the_model_is(page: Any) -> None:
     open_tab(page, "About")
     page.get_by_text("6 dimensions").wait_for()
     assert page.get_by_role("cell", name="tiny-model").is_visible()
+    card = page.locator(".v-card")
+    assert card.get_by_role("heading", name="Of a stranger").is_visible()
+    assert card.locator("img, script, style, iframe, svg, button, input").count() == 0
+    assert [link.get_attribute("href") for link in card.locator("a").all()] == ["https://example.com"]
+    assert card.get_by_text("<script>alert(1)</script>").is_visible()
     assert fits(page)
-    assert contrast(page, ".v-table th") >= 4.5
+    for selector in (".v-table th", ".v-card p", ".v-card a", ".v-card code"):
+        assert contrast(page, selector) >= 4.5, selector
 
 
 @wide_alone

@@ -1,13 +1,17 @@
-"""What is recorded of a model, for people: its shape, what it was trained on, and what validation said of it."""
+"""What is recorded of a model, for people: its shape, what it was trained on, what validation said of it, and its card."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
 
 from vrae.apps.fragments import curve, note, table
+from vrae.apps.markdown import LONGEST, to_html
+from vrae.generation.card import CARD, MARK
 from vrae.generation.pipeline import Pipeline
+from vrae.model.folder import CONFIG
 from vrae.training.monitor import read_records
 
 _NAT = 1 / math.log(2)  # in bits
@@ -16,7 +20,10 @@ _WORDS = {"chitchat": "Chitchat (Myers, Etchart & Fulda 2020)"}
 
 
 def about(pipeline: Pipeline, name: str, run: Path) -> str:
-    """HTML. `run`: the folder that the model was loaded from; where it is a run, the figures of its training are shown."""
+    """HTML. `run`: the folder that the model was loaded from; where it is a run, the figures of its training are shown.
+
+    Where it is a model, the card that lies in it; else, one written from the model's records.
+    """
     config, info = pipeline.model.config, pipeline.info
     parameters = sum(tensor.numel() for tensor in pipeline.model.parameters())
     turns = {0: "none: it writes single sentences", 1: "the last turn"}
@@ -34,9 +41,19 @@ def about(pipeline: Pipeline, name: str, run: Path) -> str:
         records = [record for record in read_records(run / "metrics.jsonl") if _is_validation(record)]
     except OSError:
         records = []
-    return "".join(parts) + (
-        _figures(records, config.latent_size) if records else note("No record of its training lies beside this model.")
-    )
+    unknown = note("No record of its training lies beside this model.")
+    parts.append(_figures(records, config.latent_size) if records else unknown)
+    title = '<h3 class="v-label">Its model card</h3>'
+    return f'{"".join(parts)}{title}<article class="v-card">{to_html(_card(pipeline, run))}</article>'
+
+
+def _card(pipeline: Pipeline, folder: Path) -> str:
+    """Markdown."""
+    with contextlib.suppress(OSError):
+        if (folder / CONFIG).is_file() and (folder / CARD).is_file():
+            with open(folder / CARD, encoding="utf-8", errors="replace") as file:
+                return file.read(LONGEST).replace(MARK, "")
+    return pipeline.card().replace(MARK, "")
 
 
 def _corpus(corpus: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """`vrae export`: a model as ONNX graphs, for programs that have no torch.
 
-DIR/posterior.onnx context.onnx start.onnx step.onnx    what `vrae.apps.graphs` cuts the model into, weights inside
+DIR/NAME.onnx                                           what `vrae.apps.graphs` cuts the model into, weights inside
 DIR/tokenizer.model                                     SentencePiece
 DIR/config.json                                         ids, sizes, inputs and outputs, limits, the cleaning of text
 DIR/example.py                                          writes texts with numpy, onnxruntime and sentencepiece alone
@@ -57,20 +57,21 @@ def export_onnx(model: TextModel, out: str | Path, *, overwrite: bool = False) -
         cut = graphs(model.model)
         info = _describe(model, cut)
         files = {f"{name}.onnx": _onnx(graph) for name, graph in cut.items()}
-        example = Path(__file__).with_name("onnx_example.py").read_bytes()
-        write_folder(out, {**files, TOKENIZER: model.tokenizer.model, CONFIG: to_json(info), EXAMPLE: example})
+        example = Path(__file__).with_name("onnx_replies.py" if model.model.config.context_turns else "onnx_sentences.py")
+        rest = {TOKENIZER: model.tokenizer.model, CONFIG: to_json(info), EXAMPLE: example.read_bytes()}
+        write_folder(out, {**files, **rest})
     except OSError as error:
         raise UserError(f"--out {out}: cannot write: {error.strerror or error}") from None
     return info
 
 
 def _check_model(config: ModelConfig) -> None:
-    """Raises ModelError where a mean and a log-variance would not describe the model, or nothing could be chosen."""
-    wanted = "Export a model with model.prior standard or gaussian and model.flow_steps 0"
-    if config.latent_size and config.prior_of_context == "mixture":
-        raise ModelError(f"cannot be exported: its prior is a mixture, and the graphs give one mean and variance. {wanted}")
+    """Raises ModelError where a mean and a log-variance would not describe the posterior, or nothing could be chosen."""
     if config.flow_steps and config.latent_size:
-        raise ModelError(f"cannot be exported: its posterior has a flow, and the graphs give one mean and variance. {wanted}")
+        raise ModelError(
+            "cannot be exported: its posterior has a flow, and the graphs give one mean and variance. Export a model with "
+            "model.flow_steps 0"
+        )
     if not config.latent_size and not config.context_turns:
         raise ModelError("cannot be exported: a language model (latent_size 0, context_turns 0) has nothing to be given")
 
@@ -124,7 +125,7 @@ def _onnx(graph: Graph) -> bytes:
             tuple(map(_sample, graph.inputs.values())),
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
-            dynamic_shapes=(tuple(shapes),),
+            dynamic_shapes=(tuple(shapes),) if shapes else None,
             dynamo=True,
             custom_translation_table={torch.ops.vrae.gru_layer.default: onnx_gru},
             external_data=False,
@@ -163,12 +164,14 @@ def _sample(array: Array) -> torch.Tensor:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps back what the exporter says of its own insides: deprecations in torch, packages that it looked for."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,7 +1,8 @@
 """The model cut into graphs of fixed inputs and outputs, as `vrae export` writes them.
 
     posterior    a turn (and c)         -> mean and log-variance of q(z | x, c)
-    context      the turns before       -> c, mean and log-variance of p(z | c)
+    context      the turns before       -> c, mean and log-variance of p(z | c); of a mixture each component's, and weights
+    prior        nothing                -> p(z) likewise, where there is no context and p(z) is a mixture
     start        z and c                -> what the decoder knows before the first token
     step         a token and the state  -> logits of the next token, and the state after it
 
@@ -10,7 +11,7 @@ exported. So turns are padded here, a GRU runs over the padding too, and its sta
 reads the tokens of each turn in reverse, padding last.
 
 Shape legend: N turns, B texts or dialogues, K context turns, T tokens, X input, H state, L layers, E embedding, Z latent,
-C context state, V vocabulary.
+C context state, M components of a mixture, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from torch.nn import functional as F
 
 from vrae.model.decoder import Decoder
 from vrae.model.encoder import TurnEncoder
+from vrae.model.gaussian import Density
+from vrae.model.mixture import GaussianMixture
 from vrae.model.vrae import VRAE
 
 _PARAMETERS = "weight_ih", "weight_hh", "bias_ih", "bias_hh"
@@ -45,11 +48,15 @@ class Graph(NamedTuple):
 
 
 def graphs(model: VRAE) -> dict[str, Graph]:
-    """The graphs of a model in eval mode. It has a latent or a context, a Gaussian posterior and a Gaussian prior."""
+    """The graphs of a model in eval mode. It has a latent or a context, and a Gaussian posterior."""
     config, cells = model.config, model.decoder.gru
     latent = {"z": _float("batch", config.latent_size)} if config.latent_size else {}
     context = {"context": _float("batch", config.context_size)} if config.context_turns else {}
     density = {name: _float("batch", config.latent_size) for name in ("mean", "log_var")} if config.latent_size else {}
+    prior = density
+    if config.latent_size and config.prior_of_context == "mixture":
+        parts = {name: _float("batch", config.prior_components, config.latent_size) for name in density}
+        prior = {"log_weight": _float("batch", config.prior_components), **parts}
     added = ("condition", *(["skip"] if config.skip_latent else []))
     known = {name: _float("batch", config.embedding_size) for name in added}
     state = _float(cells.num_layers, "batch", cells.hidden_size)
@@ -60,7 +67,10 @@ def graphs(model: VRAE) -> dict[str, Graph]:
     if config.context_turns:
         turns = {"ids": _whole("batch", "turns", "tokens"), "lengths": _whole("batch", "turns"), "count": _whole("batch")}
         speakers = {"same_speaker": _whole("batch", "turns")} if config.speakers else {}
-        found["context"] = Graph(_Context(model), {**turns, **speakers}, {**context, **density})
+        found["context"] = Graph(_Context(model), {**turns, **speakers}, {**context, **prior})
+    elif prior is not density:
+        one = {name: Array(array.dtype, (1, *array.shape[1:])) for name, array in prior.items()}
+        found["prior"] = Graph(_Prior(model), {}, one)
     found["start"] = Graph(_Start(model.decoder), {**latent, **context}, {**known, "state": state})
     logits = _float("batch", config.vocab_size)
     taken = {"ids": _whole("batch"), **known, "state": state}
@@ -107,8 +117,25 @@ class _Context(nn.Module):
         _, context_BC = self.layer(turns_BKH, counts_B, self.empty_C.expand(B, -1))
         if self.prior is None:
             return (context_BC,)
-        prior = self.prior(context_BC)
-        return context_BC, prior.mean_BZ, prior.log_var_BZ.clone()  # N(0, I) has one tensor for both
+        return context_BC, *_parameters(self.prior(context_BC))
+
+
+class _Prior(nn.Module):
+    """p(z) of a model that reads no context: the same for all, so a batch of one."""
+
+    def __init__(self, model: VRAE) -> None:
+        super().__init__()
+        self.prior = model.prior
+
+    def forward(self, *arrays: Tensor) -> Sequence[Tensor]:
+        return _parameters(self.prior(torch.zeros(1, 0)))
+
+
+def _parameters(prior: Density) -> Sequence[Tensor]:
+    """Log-weights, means and log-variances of a mixture's components, or a Gaussian's mean and log-variance."""
+    if isinstance(prior, GaussianMixture):
+        return prior.log_weight_BM, prior.means_BMZ.clone(), prior.log_vars_BMZ  # no output may be a weight itself
+    return prior.mean_BZ, prior.log_var_BZ.clone()  # N(0, I) has one tensor for both
 
 
 class _Start(nn.Module):

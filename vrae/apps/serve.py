@@ -6,13 +6,19 @@ comes then is told that the server is busy.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import socket
 import sys
 import threading
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+from urllib.request import HTTPCookieProcessor, ProxyHandler, Request, build_opener
 
+from vrae import bundled
 from vrae.apps.latent_map import latent_map
 from vrae.apps.service import Service
 from vrae.errors import ModelError, UserError
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
 _ASSETS = Path(__file__).parent / "assets"
 _SENTENCES = 400  # on the map
 _WAITING = 16
+_VISITORS = 2000  # those whose requests are remembered: as many as gradio keeps messages for
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -61,21 +68,31 @@ def serve(
     _check_free(host, port)
     try:
         import gradio  # noqa: F401  (the page is made of it)
+        import markdown_it  # noqa: F401  (and the model card)
     except ImportError:
-        raise UserError("serve needs gradio: pip install 'vrae[serve]'") from None
+        raise UserError("serve needs gradio and markdown-it-py: pip install 'vrae[serve]'") from None
     from gradio.route_utils import FnIndexInferError
+    from gradio.utils import LRUCache
 
     from vrae.apps.components import theme
     from vrae.apps.page import build
 
+    given = [Attribute.load(file) for file in attributes]
+    for attribute in given:
+        attribute.check(pipeline)
     chart = latent_map(pipeline, model, data, _SENTENCES) if pipeline.model.config.latent_size else None
-    styles = _styles(pipeline, chart, attributes)
+    styles = _styles(pipeline, chart, given)
     name = Path(model).resolve().name if os.path.exists(model) else model
     style = (_ASSETS / "page.css").read_text(encoding="utf-8")
-    page = build(Service(pipeline, name, styles), chart, Path(model))
+    service = Service(pipeline, name, styles)
+    folder = Path(model) if os.path.exists(model) else bundled.folder(model) or Path(model)
+    page = build(service, chart, folder)
     page.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)  # open, /run/ would be a way past the queue
-    # after each request gradio would make a table of all that ever came, for a monitor that is off here
+    # after each request gradio would make a table of the last 10,000, for a monitor that is off here
     page._queue.compute_analytics_summary = lambda records: None  # type: ignore[method-assign]
+    page._queue.ANALYTICS_MAX_EVENTS = _WAITING
+    # it would never forget a visitor, and whoever asks the API without a name of a session is a new one each time
+    page._queue.pending_event_ids_session = LRUCache(_VISITORS)  # type: ignore[assignment]
     os.environ.pop("GRADIO_ALLOWED_PATHS", None)  # gradio would hand out what lies there
     try:
         _, local, public = page.launch(
@@ -103,7 +120,30 @@ def serve(
         )
     except OSError as error:
         raise UserError(f"--host {host} --port {port}: cannot listen there ({error!s:.40}). Choose another --port") from None
+    _warm_up(local, user, service)
     return Served(page, local, public)
+
+
+def _warm_up(address: str, user: tuple[str, str] | None, service: Service) -> None:
+    """A reply and a path, asked for as visitors will: else the first of them would wait for what is loaded at first use.
+
+    That is gradio's doing as much as torch's, so the requests take the way through the server. If they fail, it is slower once.
+    """
+    opener = build_opener(ProxyHandler({}), HTTPCookieProcessor())
+    asked: dict[str, dict[str, Any]] = {
+        "respond": {"context": ["hello"], "n": 2, "rank": "mmi", "seed": 0},
+        "interpolate": {"texts": ["hello", "see you"], "steps": 2},
+    }
+    with contextlib.suppress(OSError, ValueError, HTTPException):
+        if user:
+            form = urlencode({"username": user[0], "password": user[1]}).encode()
+            opener.open(f"{address}login", form, timeout=60).close()
+        for job in (job for job in asked if job in service.jobs):
+            body, headers = json.dumps(asked[job]).encode(), {"Content-Type": "application/json"}
+            with opener.open(Request(f"{address}gradio_api/call/v2/{job}", body, headers), timeout=60) as answer:
+                event = json.load(answer)["event_id"]
+            with opener.open(f"{address}gradio_api/call/{job}/{event}", timeout=60) as answer:
+                answer.read()
 
 
 class Served:
@@ -131,7 +171,9 @@ def _check_free(host: str, port: int) -> None:
         with socket.socket(family, kind) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-    except (OSError, UnicodeError) as error:
+    except (socket.gaierror, UnicodeError) as error:
+        raise UserError(f"--host {host:.60}: no such address ({error!s:.60}). 127.0.0.1 is this machine") from None
+    except OSError as error:
         raise UserError(f"--host {host} --port {port}: cannot listen there ({error!s:.60}). Choose another --port") from None
 
 
@@ -164,12 +206,9 @@ def _user(auth: str) -> tuple[str, str] | None:
     return name, password
 
 
-def _styles(pipeline: Pipeline, chart: LatentMap | None, files: list[str]) -> dict[str, Attribute]:
-    """The attributes of the files by their names; without files, what tells questions from the rest on the map."""
-    found = [Attribute.load(file) for file in files]
-    for attribute in found:
-        attribute.check(pipeline)
-    if not files and chart:
+def _styles(pipeline: Pipeline, chart: LatentMap | None, found: list[Attribute]) -> dict[str, Attribute]:
+    """Attributes by their names; where none are given, what tells questions from the rest on the map."""
+    if not found and chart:
         questions = [text for text in chart.texts if text.rstrip().endswith("?")]
         rest = [text for text in chart.texts if not text.rstrip().endswith("?")]
         try:

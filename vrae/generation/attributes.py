@@ -41,6 +41,7 @@ from vrae.generation.vector_search import LARGEST
 FORMAT = 1
 FOLDS = 5
 MAX_STRENGTH = 10.0
+_MAKE = "Make one with: vrae attributes learn"
 _MAX_BYTES = 2**22  # of an attribute's file
 Along = Literal["means", "normal"]
 T = TypeVar("T")
@@ -97,12 +98,12 @@ class Attribute:
             with open(path, "rb") as file:
                 values = json.loads(file.read(_MAX_BYTES))
         except OSError as error:
-            raise UserError(f"{path}: cannot read the attribute: {error.strerror or error}") from None
+            raise UserError(f"{path}: cannot read the attribute: {error.strerror or error}. {_MAKE}") from None
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not JSON ({error!s:.80})") from None
+            raise UserError(f"{path}: not JSON ({error!s:.80}), and so no attribute. {_MAKE}") from None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             version = values.get("format") if isinstance(values, dict) else None
-            raise UserError(f"{path}: attribute format {reprlib.repr(version)}, this vrae reads {FORMAT}")
+            raise UserError(f"{path}: attribute format {reprlib.repr(version)}, this vrae reads {FORMAT}. {_MAKE}")
         try:
             attribute = cls(
                 name=_text(values["name"]),
@@ -284,7 +285,7 @@ def read_labelled(path: str | Path) -> tuple[tuple[str, str], tuple[list[str], l
         label = row.get("label") if isinstance(row, dict) else None
         if not isinstance(label, (str, int)) or label == "":
             got = reprlib.repr(label)
-            raise problem(f"{row_place(path)}{number}", "a label, text or number,", got, "give every sentence its label")
+            raise problem(f"{row_place(path)}{number}", "a label, text or number", got, "give every sentence its label")
         found.setdefault(str(label), []).append(text)
     if len(found) != 2:
         names = shown(", ".join(sorted(found)[:5]), 120)

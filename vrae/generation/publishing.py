@@ -86,19 +86,17 @@ class Publishing(TextModel):
 
     def card(self, name: str = "", *, report: str | Path | None = None, license: str = "", language: str = "") -> str:
         """The model card as Markdown, see `save_pretrained`; `name` is `owner/name` on the Hub."""
-        return self._publication(name, report, license, language)[CARD].decode()
+        info, found = publishable(self.info), read_report(report, self.info) if report else None
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return model_card(info, self.model.config, parameters, name=name, report=found, license=license, language=language)
 
     def _publication(
         self, name: str, report: str | Path | None, license: str, language: str, half: bool = False
     ) -> dict[str, bytes]:
         """All files, in the order in which they are written: the manifest, which makes them a whole, comes last."""
-        info, found = publishable(self.info), read_report(report, self.info) if report else None
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        card = model_card(
-            info, self.model.config, parameters, name=name, report=found, license=license, language=language
-        ).encode()
+        card = self.card(name, report=report, license=license, language=language).encode()
         files = {
-            **to_files(self.model, self.tokenizer, info, torch.float16 if half else None),
-            **({REPORT: found} if found else {}),
+            **to_files(self.model, self.tokenizer, publishable(self.info), torch.float16 if half else None),
+            **({REPORT: read_report(report, self.info)} if report else {}),
         }
         return {**files, CARD: card, MANIFEST: manifest(files)}  # the card is its owner's to edit

@@ -651,3 +651,16 @@ def test_what_is_shown_is_escaped() -> None:
 
 def test_bits_are_of_two() -> None:
     assert fragments.bits(-3 * math.log(2)) == "3.0 bits"
+
+
+def test_where_no_model_is_named_one_replies_and_the_other_is_the_space() -> None:
+    reader, space = load(max_seconds=20), load(job="sentences", max_seconds=20)
+    server = serve(reader, "chitchat-vhred", space=space, attributes=[], port=free_port())
+    try:
+        said, ends = ["How was your weekend?"], ["i am going home", "see you tomorrow"]
+        found = call(server, "respond", {"context": said, "n": 2, "seed": 1})["replies"]
+        assert [reply["text"] for reply in found] == [reply.text for reply in reader.respond(said, 2, seed=1)]
+        path = call(server, "interpolate", {"texts": ends, "steps": 3})["steps"]
+        assert [step["text"] for step in path] == [step.text for step in space.interpolate(*ends, steps=3)]
+    finally:
+        server.close()

@@ -77,11 +77,14 @@ def serve(values: Namespace) -> int:
 
     if values.name and values.model:
         raise UserError(f"a model is given twice: {values.name} and --model {values.model}. Leave one out")
-    values.model = values.model or values.name or NAMES["dialogue"]
+    values.model = values.model or values.name
+    space = None if values.model else _load(values, NAMES["sentences"], values.max_seconds)
+    values.model = values.model or NAMES["dialogue"]
     auth = values.auth or os.environ.get("VRAE_AUTH", "")
     served = serve(
         _load(values, values.model, values.max_seconds),
         values.model,
+        space=space,
         data=values.data,
         attributes=values.attributes,
         host=values.host,

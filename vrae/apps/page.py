@@ -6,6 +6,7 @@ has no component for. A handler takes the values of its components and returns t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from html import escape
 from pathlib import Path
@@ -20,7 +21,8 @@ from vrae.apps.chat import Conversation, Exchange, plain
 from vrae.apps.components import JOB, html, kindly, on
 from vrae.apps.latent_map import LatentMap
 from vrae.apps.service import Service
-from vrae.config import DecodingConfig, ResponseConfig, from_dict
+from vrae.bundled import NAMES, folder
+from vrae.config import TALK, DecodingConfig, ResponseConfig, from_dict
 from vrae.errors import UserError
 from vrae.generation.text_model import in_range, seed_of
 
@@ -68,6 +70,8 @@ def build(service: Service, chart: LatentMap | None, run: Path) -> gr.Blocks:
             _explore(service, chart) if chart else _drawn(service)
         with gr.Tab("About"):
             html(about(service.pipeline, service.name, run))
+            if service.space is not service.pipeline:
+                html(about(service.space, NAMES["sentences"], folder(NAMES["sentences"]) or run))
         for name, job in service.jobs.items():
             api(kindly(job), api_name=name, **JOB)
     return page
@@ -105,7 +109,7 @@ def _respond(service: Service) -> None:
             service.pipeline,
             n,
             seed_of(seed),
-            from_dict(DecodingConfig, {"temperature": temperature}, "settings"),
+            from_dict(DecodingConfig, {**dataclasses.asdict(TALK[0]), "temperature": temperature}, "settings"),
             from_dict(
                 ResponseConfig,
                 {"rank": _RANKS.get(rank, rank), "candidates": _CANDIDATES, "rank_samples": _RANK_SAMPLES},
@@ -151,12 +155,12 @@ def _respond(service: Service) -> None:
 
 
 def _interpolate(service: Service, chart: LatentMap) -> None:
-    reads = service.pipeline.model.config.context_turns > 0
+    reads = service.space.model.config.context_turns > 0
 
     def way(a: str, b: str, before: str = "") -> str:
         context = [before] if before.strip() else []
         steps = service.interpolate([a, b], _STEPS, context=context)["steps"]
-        ends_2Z = service.pipeline.encode([a, b], [context, context])[0]
+        ends_2Z = service.space.encode([a, b], [context, context])[0]
         points = chart.place_way(ends_2Z, [step["t"] for step in steps])
         return fragments.path(chart, steps, points, "" if [steps[0]["text"], steps[-1]["text"]] == [a, b] else _ROUGHLY)
 
@@ -187,7 +191,7 @@ def _explore(service: Service, chart: LatentMap) -> None:
             around = html(fragments.note("Its neighbourhood appears here.", "empty"))
 
     def rows(found: list[tuple[str, str]]) -> list[tuple[str, str, fragments.Point]]:
-        places = chart.place(service.pipeline.encode([text for text, _ in found])[0]) if found else []
+        places = chart.place(service.space.encode([text for text, _ in found])[0]) if found else []
         return [(text, figure, place) for (text, figure), place in zip(found, places, strict=True)]
 
     def explore(text: str, radius: float, style: str | None) -> str:
@@ -232,7 +236,7 @@ def _drawn(service: Service) -> None:
 
 def _only_in_context(service: Service) -> bool:
     """Whether training showed a sentence without a dialogue before it only where a dialogue began."""
-    run = service.pipeline.info.get("run")
+    run = service.space.info.get("run")
     batches = run.get("batches") if isinstance(run, dict) else None
     dropped = batches.get("context_dropout", 0) if isinstance(batches, dict) else 0
-    return service.pipeline.model.config.context_turns > 0 and not dropped
+    return service.space.model.config.context_turns > 0 and not dropped

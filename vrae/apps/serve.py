@@ -40,6 +40,7 @@ def serve(
     pipeline: Pipeline,
     model: str,
     *,
+    space: Pipeline | None = None,
     data: str = "",
     attributes: list[str],
     host: str = "127.0.0.1",
@@ -52,6 +53,7 @@ def serve(
     Args:
         pipeline: with a time limit (`max_seconds`), which holds for each request.
         model: what it was loaded from; a run tells its corpus and the course of its training.
+        space: the bundled autoencoder, which does what moves in a latent space where no model was named; None: `pipeline`.
         data: the prepared corpus whose turns are on the map; empty: the run's, else turns drawn from the model.
         attributes: files that `vrae attributes learn` wrote; none: questions, learnt from the sentences of the map.
         host: the address to listen at.
@@ -79,12 +81,12 @@ def serve(
 
     given = [Attribute.load(file) for file in attributes]
     for attribute in given:
-        attribute.check(pipeline)
-    chart = latent_map(pipeline, model, data, _SENTENCES) if pipeline.model.config.latent_size else None
-    styles = _styles(pipeline, chart, given)
+        attribute.check(space or pipeline)
+    chart = latent_map(space or pipeline, model, data, _SENTENCES) if (space or pipeline).model.config.latent_size else None
+    styles = _styles(space or pipeline, chart, given)
     name = Path(model).resolve().name if os.path.exists(model) else model
     style = (_ASSETS / "page.css").read_text(encoding="utf-8")
-    service = Service(pipeline, name, styles)
+    service = Service(pipeline, name, styles, space)
     folder = Path(model) if os.path.exists(model) else bundled.folder(model) or Path(model)
     page = build(service, chart, folder)
     page.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)  # open, /run/ would be a way past the queue
@@ -92,7 +94,7 @@ def serve(
     page._queue.compute_analytics_summary = lambda records: None  # type: ignore[method-assign]
     page._queue.ANALYTICS_MAX_EVENTS = _WAITING
     # it would never forget a visitor, and whoever asks the API without a name of a session is a new one each time
-    page._queue.pending_event_ids_session = LRUCache(_VISITORS)  # type: ignore[assignment]
+    page._queue.pending_event_ids_session = LRUCache(_VISITORS)
     os.environ.pop("GRADIO_ALLOWED_PATHS", None)  # gradio would hand out what lies there
     try:
         _, local, public = page.launch(

@@ -27,22 +27,22 @@ class Service:
     """A model and what may be asked of it. Every job raises UserError for what cannot be worked with.
 
     Args:
-        pipeline: with a time limit.
+        pipeline: with a time limit; responds and scores.
         name: of the model, as it is shown; no path of this machine.
-        attributes: directions of style, by their names; learnt with this model.
+        attributes: directions of style, by their names; learnt with `space`.
+        space: does what moves in a latent space; None: `pipeline` does that too.
     """
 
-    def __init__(self, pipeline: Pipeline, name: str, attributes: dict[str, Attribute]) -> None:
-        self.pipeline, self.name, self.attributes = pipeline, name, attributes
+    def __init__(self, pipeline: Pipeline, name: str, attributes: dict[str, Attribute], space: Pipeline | None = None) -> None:
+        self.pipeline, self.name, self.attributes, self.space = pipeline, name, attributes, space or pipeline
 
     @property
     def jobs(self) -> dict[str, Any]:
         """Those that this model can do, by name."""
-        config = self.pipeline.model.config
         jobs = [self.about, self.sample, self.score]
-        if config.context_turns:
+        if self.pipeline.model.config.context_turns:
             jobs.append(self.respond)
-        if config.latent_size:
+        if self.space.model.config.latent_size:
             jobs += [self.reconstruct, self.interpolate, self.variations, self.analogy, self.encode]
         if self.attributes:
             jobs.append(self.move)
@@ -76,13 +76,13 @@ class Service:
     ) -> Result:
         """n turns, each from a latent of its own drawn from the prior."""
         in_range("n", n, 1, MAX_TEXTS)
-        found = self.pipeline.sample(n, seed=seed, decoding=_decoding(temperature, top_p))
+        found = self.space.sample(n, seed=seed, decoding=_decoding(temperature, top_p))
         return {"samples": [dataclasses.asdict(sample) for sample in found]}
 
     def reconstruct(self, text: str, n: int = 0, seed: int | None = None) -> Result:
         """What the model makes of a turn when it is encoded and decoded; and of n draws of the turn's posterior."""
         in_range("n", n, 0, MAX_TEXTS)
-        found = dataclasses.asdict(self.pipeline.reconstruct([text], n, seed=seed)[0])
+        found = dataclasses.asdict(self.space.reconstruct([text], n, seed=seed)[0])
         return {key: value for key, value in found.items() if n or key != "samples"}
 
     def interpolate(self, texts: list[str], steps: int = 7, method: str = "slerp", context: list[str] | None = None) -> Result:
@@ -90,7 +90,7 @@ class Service:
         _need("interpolate", texts, 2)
         in_range("steps", steps, 2, MAX_POINTS)
         a, b = texts
-        path = self.pipeline.interpolate(a, b, steps, method=method, context=_turns(context))  # type: ignore[arg-type]  # it checks the method
+        path = self.space.interpolate(a, b, steps, method=method, context=_turns(context))  # type: ignore[arg-type]  # it checks the method
         return {"steps": [dataclasses.asdict(step) for step in path]}
 
     def variations(
@@ -103,17 +103,17 @@ class Service:
     ) -> Result:
         """Up to n texts from around a turn in the latent space, the most probable first."""
         in_range("n", n, 1, MAX_TEXTS)
-        found = self.pipeline.variations(text, n, radius=radius, seed=seed, context=_turns(context))
+        found = self.space.variations(text, n, radius=radius, seed=seed, context=_turns(context))
         return {"text": text, "variations": [dataclasses.asdict(sample) for sample in found]}
 
     def analogy(self, texts: list[str]) -> Result:
         """The turn at a - b + c: as a is to b, it is to c."""
         _need("analogy", texts, 3)
-        return {"texts": texts, **dataclasses.asdict(self.pipeline.analogy(*texts))}
+        return {"texts": texts, **dataclasses.asdict(self.space.analogy(*texts))}
 
     def encode(self, text: str, context: list[str] | None = None) -> Result:
         """Mean and log-variance of a turn's posterior, a number for each latent dimension."""
-        means, log_vars = self.pipeline.encode([text], [_turns(context)])
+        means, log_vars = self.space.encode([text], [_turns(context)])
         return {"text": text, "mean": means[0].tolist(), "log_var": log_vars[0].tolist()}
 
     def score(self, text: str, context: list[str] | None = None, k: int = 100, seed: int = 0) -> Result:
@@ -126,7 +126,7 @@ class Service:
         known = ", ".join(self.attributes)
         if not isinstance(attribute, str) or attribute not in self.attributes:
             raise UserError(f"attribute must be one of {known}. Got {attribute!r:.40}")
-        found = move(self.pipeline, [text], self.attributes[attribute], strength, along=along)  # type: ignore[arg-type]  # it checks along
+        found = move(self.space, [text], self.attributes[attribute], strength, along=along)  # type: ignore[arg-type]  # it checks along
         return dataclasses.asdict(found[0])
 
     def about(self) -> Result:

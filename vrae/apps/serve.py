@@ -92,7 +92,7 @@ def serve(
     page._queue.compute_analytics_summary = lambda records: None  # type: ignore[method-assign]
     page._queue.ANALYTICS_MAX_EVENTS = _WAITING
     # it would never forget a visitor, and whoever asks the API without a name of a session is a new one each time
-    page._queue.pending_event_ids_session = LRUCache(_VISITORS)  # type: ignore[assignment]
+    page._queue.pending_event_ids_session = LRUCache(_VISITORS)
     os.environ.pop("GRADIO_ALLOWED_PATHS", None)  # gradio would hand out what lies there
     try:
         _, local, public = page.launch(

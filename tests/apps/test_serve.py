@@ -44,6 +44,7 @@ from vrae.model.folder import to_files
 
 ROOT = Path(__file__).parents[2]
 JSON = {"Content-Type": "application/json"}
+PLAIN = ["--rank=likelihood", "--candidates=1", "--no_repeat_ngram=0"]  # as the API replies where it is told nothing
 
 
 def make(corpus: Corpus, **overrides: Any) -> Pipeline:
@@ -109,7 +110,11 @@ class TestApi:
     @pytest.mark.parametrize(
         ("job", "values", "command"),
         [
-            ("respond", {"context": ["hello", "how are you"], "n": 3, "seed": 1}, ["respond", "hello", "how are you", "-n3"]),
+            (
+                "respond",
+                {"context": ["hello", "how are you"], "n": 3, "seed": 1},
+                ["respond", "hello", "how are you", "-n3", *PLAIN],
+            ),
             ("reconstruct", {"text": "hello"}, ["reconstruct", "hello"]),
             ("reconstruct", {"text": "hello", "n": 2, "seed": 1}, ["reconstruct", "hello", "-n2"]),
             ("interpolate", {"texts": ["hello", "see you"], "steps": 4}, ["interpolate", "hello", "see you", "--steps=4"]),
@@ -133,7 +138,7 @@ class TestApi:
 
     def test_settings_of_a_reply_reach_the_model(self, served: Served, model: str, capsys: pytest.CaptureFixture[str]) -> None:
         settings = {"temperature": 1.5, "top_p": 0.5, "rank": "mmi", "candidates": 3}
-        flags = [f"--{name}={value}" for name, value in settings.items()]
+        flags = ["--no_repeat_ngram=0", *(f"--{name}={value}" for name, value in settings.items())]
         assert main(["respond", "hello", "-n2", "--seed=3", "--model", model, "--json", *flags]) == 0
         found = call(served, "respond", {"context": ["hello"], "n": 2, "seed": 3, **settings})
         assert found == json.loads(capsys.readouterr().out)
@@ -258,10 +263,9 @@ class TestStrangers:
         assert refused == 413
         assert answers(served)
 
-    def test_another_site_may_not_ask_through_a_visitors_browser(self, served: Served) -> None:
-        request = urllib.request.Request(
-            f"{served.local}config", headers={"Origin": "https://example.com", "Host": "127.0.0.1"}
-        )
+    @pytest.mark.parametrize("origin", ["https://example.com", "null"])  # of a page in a frame without rights
+    def test_another_site_may_not_ask_through_a_visitors_browser(self, served: Served, origin: str) -> None:
+        request = urllib.request.Request(f"{served.local}config", headers={"Origin": origin, "Host": "127.0.0.1"})
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 allowed = answer.headers.get("Access-Control-Allow-Origin")

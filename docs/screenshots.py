@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/serving.md: `python docs/screenshots.py MODEL CORPUS`, with chromium and `vrae[serve,dev]`.
+"""Makes the pictures of docs/serving.md: `python docs/screenshots.py CHITCHAT`, with chromium and `vrae[serve,dev]`.
 
 Respond and Interpolate at 1,400 pixels, light; Explore at 390 pixels, dark. Each is a PNG of at most 256 colours.
 """
@@ -14,17 +14,19 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from vrae.apps.serve import serve
+from vrae.bundled import NAMES
 from vrae.generation.pipeline import load
 
 HERE = Path(__file__).parent
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
-def main(model: str, corpus: str) -> None:
+def main(corpus: str) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    server = serve(load(model, max_seconds=20), model, data=corpus, attributes=[], port=port)
+    reader, space = (load(job=job, max_seconds=20) for job in NAMES)
+    server = serve(reader, NAMES["dialogue"], space=space, data=corpus, attributes=[], port=port)
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)

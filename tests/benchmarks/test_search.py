@@ -28,7 +28,7 @@ def test_a_base_gives_what_a_run_does_not_say() -> None:
     assert (config.train.max_steps, corpus) == (10, "chitchat")
 
 
-@pytest.mark.parametrize("name", RUNS.keys() & configs().keys())
+@pytest.mark.parametrize("name", sorted(RUNS.keys() & configs().keys()))
 def test_a_run_that_is_a_configuration_too_is_the_same(name: str) -> None:
     config: RunConfig = from_dict(RunConfig, yaml.safe_load(configs()[name].read_text()), name)
     assert search.config_of(name, RUNS)[0] == config

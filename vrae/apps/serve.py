@@ -133,7 +133,7 @@ def _warm_up(address: str, user: tuple[str, str] | None, service: Service) -> No
     """
     opener = build_opener(ProxyHandler({}), HTTPCookieProcessor())
     asked: dict[str, dict[str, Any]] = {
-        "respond": {"context": ["hello"], "n": 2, "rank": "mmi", "seed": 0},
+        "respond": {"context": ["hello"], "n": 4, "candidates": 3, "rank": "mmi", "seed": 0},
         "interpolate": {"texts": ["hello", "see you"], "steps": 2},
     }
     with contextlib.suppress(OSError, ValueError, HTTPException):

@@ -80,7 +80,7 @@ class MixturePrior(nn.Module):
     def forward(self, features_BX: Tensor) -> GaussianMixture:
         hidden_BX = self.hidden(features_BX)
         out_BX = self.out(hidden_BX).to(self.out.weight.dtype)  # densities need more than bf16
-        means_BMZ, log_vars_BMZ = out_BX.view(len(out_BX), self.components, -1).chunk(2, dim=-1)
+        means_BMZ, log_vars_BMZ = out_BX.unflatten(1, (self.components, -1)).chunk(2, dim=-1)
         log_weight_BM = self.weight(hidden_BX).to(self.out.weight.dtype).log_softmax(-1)
         return GaussianMixture(log_weight_BM, means_BMZ, log_vars_BMZ.clamp(*LOG_VAR_RANGE))
 

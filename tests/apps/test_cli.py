@@ -291,7 +291,7 @@ BAD = {
     "not a corpus": (["train", "--data", "nowhere", "--out", "x"], "nowhere: not a prepared corpus"),
     "no such config": (["train", "--config", "nope", "--data", "a", "--out", "b"], "--config nope: no such file"),
     "background without mmi": (
-        ["respond", "hi", "--background", "x", "--model", "RUN"],
+        ["respond", "hi", "--rank", "likelihood", "--background", "x", "--model", "RUN"],
         "--background x: is read by --rank mmi alone",
     ),
     "no such rank": (["respond", "hi", "--rank", "x", "--model", "RUN"], "rank must be one of likelihood"),

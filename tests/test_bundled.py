@@ -122,10 +122,12 @@ def test_commands_work_without_a_model_being_named(
 @pytest.mark.slow
 def test_the_figures_of_the_report_are_measured_again(tmp_path: Path) -> None:
     """From the embedded corpus, prepared anew: the same pieces, the same turns, the same bound but for the draws."""
-    assert main(["prepare", "chitchat", "--out", str(tmp_path / "corpus"), "--quiet"]) == 0
-    corpus = vrae.Corpus(tmp_path / "corpus")
     for name in NAMES:
         model, report = vrae.load(name), json.loads((place(name) / REPORT).read_bytes())
+        sentences = str(model.info["corpus"]["cleaning"].get("sentences", False)).lower()
+        options = ["--cleaning.sentences", sentences, "--out", str(tmp_path / name), "--quiet"]
+        assert main(["prepare", "chitchat", *options]) == 0
+        corpus = vrae.Corpus(tmp_path / name)
         assert corpus.tokenizer.sha256 == model.tokenizer.sha256
         assert corpus.fingerprint == report["provenance"]["corpus"]
         batches = BatchConfig(tokens=4096, max_turn_tokens=report["provenance"]["max_turn_tokens"])

@@ -91,8 +91,8 @@ def report() -> str:
         f"{settings['baseline_temperature']}, at which its replies are about as varied. Shares of replies, and their standard "
         "errors over contexts.",
         "",
-        "| | fits | off-topic | broken | a reply that fits among the five | first reply fits |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| | fits | off-topic | broken | a reply that fits among the five | first reply fits | words a reply |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for system, letters in found.items():
         given = Counter(letters[letters != ""].tolist())
@@ -104,6 +104,8 @@ def report() -> str:
         for values in (fits.any(1), fits[:, 0]):
             found_share = estimate(values.astype(float))
             cells.append(f"{found_share.value:.0%} ({found_share.error:.0%})")
+        said = [text for one in key["contexts"] for whose, _, text in one["replies"] if whose == system]
+        cells.append(f"{np.mean([len(text.split()) for text in said]):.1f}")
         lines.append(f"| {names[system]} | {' | '.join(cells)} |")
     paired = estimate((found["with"] == "f").mean(1) - (found["without"] == "f").mean(1))
     lines += ["", f"Difference in the share that fits, context by context: {paired.value:+.1%} ({paired.error:.1%}).", ""]

@@ -14,7 +14,7 @@ for all, in nats; of what reconstructs, how many of the turns of at most 8 token
 at most 16, from the posterior mean, greedily; of autoencoders, the perplexity under chitchat-rnnlm of 2,000 turns drawn from
 the prior, by the model's own distribution and by the default decoding, beside that of as many real ones.
 benchmarks/results/NAME.json is the record, and is not made again. `--tables` puts the tables under their marks in
-docs/results.md.
+docs/results.md and README.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from vrae.files import to_json, write_file
 from vrae.generation.pipeline import Pipeline, load
 
 RECORDS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+ROOT = Path(__file__).parents[1]
+PAGES = {"docs/results.md": ("bounds", "text"), "README.md": ("results",)}  # the tables of each
 BASELINE = {  # of the same shape, without a latent
     "chitchat-vrae-bound": "chitchat-rnnlm",
     "chitchat-vrae": "chitchat-rnnlm",
@@ -127,14 +128,30 @@ def tables(records: dict[str, dict[str, Any]]) -> dict[str, str]:
                 f"{record['forward'] / record['forward_real']:.2f} | {record['forward_default']:.1f} "
                 f"({record['forward_default_error']:.1f}), {record['forward_default'] / record['forward_real']:.2f} |"
             )
-    return {"bounds": "\n".join(bounds), "text": "\n".join(text)}
+    return {"bounds": "\n".join(bounds), "text": "\n".join(text), "results": short(records)}
 
 
-def fill(page: str, made: dict[str, str]) -> str:
-    """The page with each table between `<!-- NAME -->` and the next empty line replaced."""
-    for name, table in made.items():
-        page, count = re.subn(rf"(?<=<!-- {name} -->\n)(\|.*\n)*", lambda _, table=table: table + "\n", page)
-        assert count == 1, f"docs/results.md must have one <!-- {name} -->"
+def short(records: dict[str, dict[str, Any]]) -> str:
+    """Markdown: the models with a latent, beside those without."""
+    rows = [
+        "| on 1,000 test turns | bound, nats per turn | without a latent | rate | exact, at most 8 tokens "
+        "| BLEU-4, at most 16 |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in BASELINE.keys() & records.keys():
+        found = records[name]
+        with_without = (np.mean(records[which]["nll_iw_N"]) for which in (name, BASELINE[name]))
+        rows.append(
+            f"| {name} | {' | '.join(f'{nats:.2f}' for nats in with_without)} | {found['rate']:.1f} | {found['exact_8']:.0%} "
+            f"| {found['bleu_16']:.2f} |"
+        )
+    return "\n".join([*rows[:2], *sorted(rows[2:])])
+
+
+def fill(page: str, name: str, table: str) -> str:
+    """The page with the table under `<!-- NAME -->` replaced."""
+    page, count = re.subn(rf"(?<=<!-- {name} -->\n)(\|.*\n)*", lambda _: table + "\n", page)
+    assert count == 1, f"there must be one <!-- {name} -->"
     return page
 
 
@@ -166,8 +183,12 @@ def main() -> None:
                 record = measured(name, load(name) if shipped else run, judge, corpus)
                 record |= half_precision(name, run, corpus) if shipped else {}
                 write_file(RECORDS / f"{name}.json", to_json(record))
-    if PAGE.is_file():
-        PAGE.write_text(fill(PAGE.read_text(), tables(stored())))
+    made = tables(stored())
+    for page, names in PAGES.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name in names:
+            text = fill(text, name, made[name])
+        (ROOT / page).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from vrae.errors import ModelError, UserError
 from vrae.evaluation.likelihood import measure
 from vrae.files import MANIFEST, check_folder
 from vrae.generation.card import CARD, MARK, REPORT
-from vrae.generation.pipeline import Pipeline
 from vrae.model.folder import CONFIG, TOKENIZER, WEIGHTS
 
 NAMES = [*bundled.NAMES.values()]
@@ -32,11 +31,6 @@ def place(name: str) -> Path:
     folder = bundled.folder(name)
     assert folder is not None
     return folder
-
-
-@pytest.fixture(scope="module", params=NAMES)
-def model(request: pytest.FixtureRequest) -> Pipeline:
-    return vrae.load(request.param)
 
 
 def test_they_are_small_and_whole() -> None:
@@ -83,6 +77,8 @@ def test_no_name_gives_the_one_for_the_job(tmp_path: Path, monkeypatch: pytest.M
         vrae.load(job="talk")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r"no model that comes with vrae \(chitchat-vhred, chitchat-vrae\)"):
         vrae.load("chitchat")
+    with pytest.raises(ModelError, match="no such folder"):  # what comes with the package has no revisions
+        vrae.load("chitchat-vrae@main")
 
 
 def test_what_is_here_comes_before_what_is_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

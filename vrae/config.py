@@ -465,8 +465,8 @@ class ResponseConfig:
         _require(1 <= self.candidates <= 100, f"candidates must be in [1, 100]. Got {self.candidates}")
 
 
-# How the commands reply: by likelihood, what is short and fits anywhere would come first. It takes twenty times as long: so
-# Pipeline.respond does it when it is told to.
+# How the commands reply: by likelihood, what is short and fits anywhere would come first. It draws four times as many and
+# scores each with rank_samples draws, so Pipeline.respond does it when it is told to.
 TALK = (DecodingConfig(no_repeat_ngram=3), ResponseConfig(rank="mmi", candidates=4))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import tiny_model
 from hub import WRITER, Hub, Repository, running_hub
 from huggingface_hub import constants
@@ -133,6 +134,11 @@ class TestThereAndBack:
         assert replies(vrae.load("owner/name")) == replies(pipeline)
         assert not hub.asked
 
+    def test_half_reaches_the_hub(self, hub: Hub, pipeline: Pipeline) -> None:
+        pipeline.push_to_hub("owner/small", half=True)
+        read = dict(vrae.load("owner/small").model.named_parameters())
+        assert all(torch.equal(read[name], weight.half().float()) for name, weight in pipeline.model.named_parameters())
+
     def test_commands_do_it_too(self, hub: Hub, pipeline: Pipeline, tmp_path: Path) -> None:
         """In processes of their own, which learn of the Hub by the environment alone."""
         pipeline.save_pretrained(tmp_path / "model")
@@ -160,6 +166,15 @@ class TestSavedInAFolder:
             pipeline.save_pretrained(tmp_path)
         assert {path.name for path in tmp_path.iterdir()} == {*NAMES, "README.md", "notes.txt"}
         assert replies(Pipeline.from_pretrained(tmp_path)) == replies(pipeline)
+
+    def test_half_is_half_the_size_and_each_weight_the_nearest_of_16_bits(self, pipeline: Pipeline, tmp_path: Path) -> None:
+        for half in (False, True):
+            pipeline.save_pretrained(tmp_path / str(half), half=half)
+        sizes = [(tmp_path / str(half) / "model.safetensors").stat().st_size for half in (True, False)]
+        assert 0.45 < sizes[0] / sizes[1] < 0.6
+        read = dict(Pipeline.from_pretrained(tmp_path / "True").model.named_parameters())
+        for name, weight in pipeline.model.named_parameters():
+            assert torch.equal(read[name], weight.half().float()), name
 
     def test_the_card_may_be_edited_and_the_weights_may_not(self, pipeline: Pipeline, tmp_path: Path) -> None:
         pipeline.save_pretrained(tmp_path)

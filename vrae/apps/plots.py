@@ -57,7 +57,7 @@ def plot_training(run: str | Path, out: str | Path) -> Path:
 
         records = read_records(Path(run) / "metrics.jsonl")
         if not records:
-            raise UserError(f"{run}: no metrics.jsonl with records in it, nothing to draw")
+            raise UserError(f"{run}: no metrics.jsonl with records in it, nothing to draw. Pass --model, the folder of a run")
         for axes, (key, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
             axes.plot(*_series(records, "train", key), color=SKY, lw=1, alpha=0.7, label="training")
             if key != "kl_weight":

@@ -79,11 +79,12 @@ def serve(
     from vrae.apps.components import theme
     from vrae.apps.page import build
 
+    space = space or pipeline
     given = [Attribute.load(file) for file in attributes]
     for attribute in given:
-        attribute.check(space or pipeline)
-    chart = latent_map(space or pipeline, model, data, _SENTENCES) if (space or pipeline).model.config.latent_size else None
-    styles = _styles(space or pipeline, chart, given)
+        attribute.check(space)
+    chart = latent_map(space, model, data, _SENTENCES) if space.model.config.latent_size else None
+    styles = _styles(space, chart, given)
     name = Path(model).resolve().name if os.path.exists(model) else model
     style = (_ASSETS / "page.css").read_text(encoding="utf-8")
     service = Service(pipeline, name, styles, space)

@@ -442,7 +442,7 @@ def load(
             raise UserError(f"job must be {' or '.join(bundled.NAMES)}. Got {shown(job)}")
         model = bundled.NAMES[job]
     path, (name, at, revision) = Path(model), str(model).partition("@")
-    if not os.path.exists(path) and (comes_with := bundled.folder(name)):
+    if not os.path.exists(path) and (comes_with := bundled.folder(str(model))):
         path = comes_with
     elif not os.path.exists(path) and is_hub_id(name):
         if at and not is_revision(revision):

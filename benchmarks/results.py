@@ -11,10 +11,10 @@ bound to that of their runs.
 
 Of each: the bound on an even sample of the test turns of at most 32 tokens, importance-weighted with k = 500, the same turns
 for all, in nats; of what reconstructs, how many of the turns of at most 8 tokens come back word for word and BLEU-4 of those of
-at most 16, from the posterior mean, greedily; of autoencoders, the perplexity under chitchat-rnnlm of 2,000 turns drawn from
-the prior, by the model's own distribution and by the default decoding, beside that of as many real ones.
-benchmarks/results/NAME.json is the record, and is not made again. `--tables` puts the tables under their marks in
-docs/results.md and README.md.
+at most 16, from the posterior mean, greedily and by the beam search of `vrae reconstruct`; of autoencoders, the perplexity
+under chitchat-rnnlm of 2,000 turns drawn from the prior, by the model's own distribution, by the default decoding and by that
+beam search, beside that of as many real ones. benchmarks/results/NAME.json is the record, and what it has is not measured
+again. `--tables` puts the tables under their marks in docs/results.md and README.md.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 
 from vrae.bundled import folder
-from vrae.config import BatchConfig, DecodingConfig
+from vrae.config import GREEDY, SEARCH, BatchConfig, DecodingConfig
 from vrae.corpus.batches import Windows
 from vrae.corpus.prepared import Corpus
 from vrae.evaluation.likelihood import measure, measure_information, measure_turns, summarise
@@ -47,18 +48,18 @@ BASELINE = {  # of the same shape, without a latent
 }
 NAMES = list(dict.fromkeys([*BASELINE.values(), *BASELINE]))
 MAX_TURN_TOKENS, TURNS, K, SAMPLES = 32, 1000, 500, 2000
+DRAWN = {"forward": ANCESTRAL, "forward_default": DecodingConfig(), "forward_search": SEARCH}
 
 
-def measured(name: str, pipeline: Pipeline, judge: Pipeline, corpus: Corpus) -> dict[str, Any]:
-    """The record of a model."""
-    model, test = pipeline.model, corpus["test"]
-    turns, Z = model.config.context_turns, model.config.latent_size
-    batches = BatchConfig(tokens=4096, max_turn_tokens=MAX_TURN_TOKENS)
-    windows = Windows(test, batches, turns)
+def measured(name: str, pipeline: Pipeline, corpus: Corpus) -> dict[str, Any]:
+    """What a model is, and its bound."""
+    model = pipeline.model
+    Z = model.config.latent_size
+    windows = Windows(corpus["test"], BatchConfig(tokens=4096, max_turn_tokens=MAX_TURN_TOKENS), model.config.context_turns)
     k = K if Z else 1
     found = measure_turns(model, windows, limit=TURNS, k=k)
     bound = summarise(found, measure_information(model, windows), windows, k)
-    record: dict[str, Any] = {
+    return {
         "name": name,
         "step": pipeline.info.get("step"),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -76,16 +77,28 @@ def measured(name: str, pipeline: Pipeline, judge: Pipeline, corpus: Corpus) -> 
         "bits_per_token": bound.bits_per_token,
         "nll_iw_N": found.nll_iw_N.tolist(),
     }
-    if Z:
-        of = {longest: Windows(test, BatchConfig(tokens=4096, max_turn_tokens=longest), turns) for longest in (8, 16)}
-        quality = {most: reconstruction(pipeline, (batch for _, batch in of[most].in_order())) for most in of}
-        record |= {"exact_8": quality[8].exact, "turns_8": quality[8].turns}
-        record |= {"bleu_16": quality[16].bleu, "turns_16": quality[16].turns, "bleu": quality[16].bleu_signature}
-    if not turns:
-        record["forward_real"] = perplexity(judge, real_turns(windows, pipeline.tokenizer, SAMPLES)).value
-        for key, decoding in (("forward", ANCESTRAL), ("forward_default", DecodingConfig())):
-            drawn = perplexity(judge, draw_samples(pipeline, windows, SAMPLES, decoding=decoding).texts)
-            record |= {key: drawn.value, f"{key}_error": drawn.error}
+
+
+def rebuilt(pipeline: Pipeline, corpus: Corpus) -> dict[str, Any]:
+    """What comes back from the posterior mean."""
+    record: dict[str, Any] = {}
+    turns = pipeline.model.config.context_turns
+    of = {longest: Windows(corpus["test"], BatchConfig(tokens=4096, max_turn_tokens=longest), turns) for longest in (8, 16)}
+    for how, decoding in (("", GREEDY), ("_search", SEARCH)):
+        quality = {most: reconstruction(pipeline, (batch for _, batch in of[most].in_order()), decoding) for most in of}
+        record |= {f"exact_8{how}": quality[8].exact, "turns_8": quality[8].turns}
+        record |= {f"bleu_16{how}": quality[16].bleu, "turns_16": quality[16].turns, "bleu": quality[16].bleu_signature}
+    return record
+
+
+def drawn(pipeline: Pipeline, judge: Pipeline, corpus: Corpus) -> dict[str, Any]:
+    """The perplexity of what the prior gives, and of real turns."""
+    windows = Windows(corpus["test"], BatchConfig(tokens=4096, max_turn_tokens=MAX_TURN_TOKENS), 0)
+    record: dict[str, Any] = {"forward_real": perplexity(judge, real_turns(windows, pipeline.tokenizer, SAMPLES)).value}
+    for key, decoding in DRAWN.items():
+        if decoding is not SEARCH or pipeline.model.config.latent_size:  # without a latent it is one text
+            found = perplexity(judge, draw_samples(pipeline, windows, SAMPLES, decoding=decoding).texts)
+            record |= {key: found.value, f"{key}_error": found.error}
     return record
 
 
@@ -104,9 +117,9 @@ def tables(records: dict[str, dict[str, Any]]) -> dict[str, str]:
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     text = [
-        "| | rate | exact, at most 8 tokens | BLEU-4, at most 16 | forward perplexity, of that of real turns "
-        "| by the default decoding |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| | rate | exact, at most 8 tokens: greedy | searched | BLEU-4, at most 16: greedy | searched "
+        "| forward perplexity: own distribution | default decoding | searched |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, record in records.items():
         nll_N, Z = np.array(record["nll_iw_N"]), record["latent_size"]
@@ -122,12 +135,13 @@ def tables(records: dict[str, dict[str, Any]]) -> dict[str, str]:
             f"| {record['bits_per_token']:.3f} |"
         )
         if "forward" in record:
-            rebuilt = f"{record['rate']:.2f} | {record['exact_8']:.1%} | {record['bleu_16']:.3f}" if Z else "- | - | -"
-            text.append(
-                f"| {name} | {rebuilt} | {record['forward']:.1f} ({record['forward_error']:.1f}), "
-                f"{record['forward'] / record['forward_real']:.2f} | {record['forward_default']:.1f} "
-                f"({record['forward_default_error']:.1f}), {record['forward_default'] / record['forward_real']:.2f} |"
-            )
+            cells = [f"{record['rate']:.2f}" if Z else "-"]
+            cells += [f"{record[key]:.1%}" if key in record else "-" for key in ("exact_8", "exact_8_search")]
+            cells += [f"{record[key]:.3f}" if key in record else "-" for key in ("bleu_16", "bleu_16_search")]
+            for key in DRAWN:
+                whole = f"{record[key]:.1f} ({record[f'{key}_error']:.1f})" if key in record else ""
+                cells.append(f"{whole}, {record[key] / record['forward_real']:.2f}" if whole else "-")
+            text.append(f"| {name} | {' | '.join(cells)} |")
     return {"bounds": "\n".join(bounds), "text": "\n".join(text), "results": short(records)}
 
 
@@ -142,8 +156,8 @@ def short(records: dict[str, dict[str, Any]]) -> str:
         found = records[name]
         with_without = (np.mean(records[which]["nll_iw_N"]) for which in (name, BASELINE[name]))
         rows.append(
-            f"| {name} | {' | '.join(f'{nats:.2f}' for nats in with_without)} | {found['rate']:.1f} | {found['exact_8']:.0%} "
-            f"| {found['bleu_16']:.2f} |"
+            f"| {name} | {' | '.join(f'{nats:.2f}' for nats in with_without)} | {found['rate']:.1f} "
+            f"| {found['exact_8_search']:.0%} | {found['bleu_16_search']:.2f} |"
         )
     return "\n".join([*rows[:2], *sorted(rows[2:])])
 
@@ -176,13 +190,20 @@ def main() -> None:
         judge = Pipeline.load(options.runs / "chitchat-rnnlm")
         RECORDS.mkdir(exist_ok=True)
         for name in options.names or NAMES:
-            if not (RECORDS / f"{name}.json").is_file():
-                print(f"measuring {name}", flush=True)
-                run = Pipeline.load(options.runs / name)
-                shipped = folder(name) is not None
-                record = measured(name, load(name) if shipped else run, judge, corpus)
-                record |= half_precision(name, run, corpus) if shipped else {}
-                write_file(RECORDS / f"{name}.json", to_json(record))
+            run = Pipeline.load(options.runs / name)
+            shipped = folder(name) is not None
+            pipeline = load(name) if shipped else run
+            Z, turns = pipeline.model.config.latent_size, pipeline.model.config.context_turns
+            for key, wanted, find in (
+                ("nll_iw_N", True, partial(measured, name, pipeline, corpus)),
+                ("exact_8_search", Z, partial(rebuilt, pipeline, corpus)),
+                ("forward_search" if Z else "forward", not turns, partial(drawn, pipeline, judge, corpus)),
+                ("half_precision", shipped, partial(half_precision, name, run, corpus)),
+            ):
+                record = stored().get(name, {})
+                if wanted and key not in record:
+                    print(f"measuring {name}: {key}", flush=True)
+                    write_file(RECORDS / f"{name}.json", to_json({**record, **find()}))
     made = tables(stored())
     for page, names in PAGES.items():
         text = (ROOT / page).read_text(encoding="utf-8")

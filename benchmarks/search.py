@@ -47,7 +47,8 @@ def config_of(name: str, runs: dict[str, dict[str, Any]]) -> tuple[RunConfig, st
     while name:
         changes = dict(runs[name])
         name = changes.pop("base", "")
-        corpus = corpus or changes.pop("corpus", "")
+        of_this = changes.pop("corpus", "")
+        corpus = corpus or of_this
         for key, value in changes.items():
             group, _, setting = key.partition(".")
             values.setdefault(group, {}).setdefault(setting, value)

@@ -427,6 +427,7 @@ class DecodingConfig:
 
 
 GREEDY = DecodingConfig(temperature=0.0, max_tokens=128)
+SEARCH = DecodingConfig(temperature=0.0, beams=4, max_tokens=128)  # near the most probable text of a latent
 
 
 @dataclass(frozen=True)

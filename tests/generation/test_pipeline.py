@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 import vrae.generation.text_model
-from vrae.config import GREEDY, CleaningConfig, DecodingConfig, ResponseConfig
+from vrae.config import SEARCH, CleaningConfig, DecodingConfig, ResponseConfig
 from vrae.corpus.batches import Batch, Window, collate
 from vrae.corpus.prepared import Corpus
 from vrae.corpus.tokenizer import EOS, Tokenizer
@@ -388,15 +388,16 @@ class TestInterpolate:
         with torch.inference_mode():
             posterior, _, context_BC = pipeline.model.infer(batch(pipeline, a, b, context=DIALOGUE))
             path_SZ = (slerp if method == "slerp" else lerp)(*posterior.mean_BZ, torch.tensor([s.t for s in steps]))
-            greedy = pipeline.decode(path_SZ, context_BC[:1].expand(4, -1), None, GREEDY)
-            back = pipeline.model.infer(batch(pipeline, *(text.ids for text in greedy), context=DIALOGUE)).posterior.mean_BZ
-            again = pipeline.decode(back, context_BC[:1].expand(4, -1), None, GREEDY)
-        assert [step.text for step in steps] == [pipeline.tokenizer.decode(text.ids) for text in greedy]
-        assert [step.log_prob for step in steps] == pytest.approx([text.log_prob for text in greedy], abs=1e-9)
-        for step, z_Z, back_Z, text, second in zip(steps, path_SZ, back, greedy, again, strict=True):
+            best = pipeline.decode(path_SZ, context_BC[:1].expand(4, -1), None, SEARCH)
+            back = pipeline.model.infer(batch(pipeline, *(text.ids for text in best), context=DIALOGUE)).posterior.mean_BZ
+            again = pipeline.decode(back, context_BC[:1].expand(4, -1), None, SEARCH)
+        assert [step.text for step in steps] == [pipeline.tokenizer.decode(text.ids) for text in best]
+        assert [step.log_prob for step in steps] == pytest.approx([text.log_prob for text in best], abs=1e-9)
+        for step, z_Z, back_Z, text, second in zip(steps, path_SZ, back, best, again, strict=True):
             assert step.cosine == pytest.approx(float(z_Z @ back_Z / z_Z.norm() / back_Z.norm()), abs=1e-9)
             assert step.exact == (text.ids == second.ids and second.finished)
-        assert [step.text for step in steps] != [step.text for step in pipeline.interpolate(a, b, 4, method=method)]
+        alone = pipeline.interpolate(a, b, 4, method=method)
+        assert [step.log_prob for step in steps] != [step.log_prob for step in alone]
 
 
 class TestPosteriorSamples:
@@ -446,6 +447,8 @@ class TestVariations:
 
     def test_differ_from_the_text_and_each_other(self, make: Make) -> None:
         pipeline = make()
+        with torch.no_grad():
+            pipeline.model.decoder.out.bias[EOS] = -5.0  # the most probable text is not the empty one
         found = pipeline.variations("hello how are you", 6, radius=3, seed=1)
         texts = [normal(sample.text) for sample in found]
         assert len(set(texts)) == len(texts) > 1

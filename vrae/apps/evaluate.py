@@ -15,7 +15,7 @@ import torch
 
 from vrae import __version__
 from vrae.apps.plots import plot_latent_map, plot_rate_per_dimension, plot_training
-from vrae.config import BatchConfig, DecodingConfig, EvaluateConfig, ResponseConfig
+from vrae.config import SEARCH, BatchConfig, DecodingConfig, EvaluateConfig, ResponseConfig
 from vrae.corpus.batches import Windows
 from vrae.corpus.prepared import Corpus
 from vrae.distributed import first
@@ -192,7 +192,8 @@ def _paths(pipeline: Pipeline, corpus: Corpus, judge: Pipeline | None, config: E
             found.append(Figure(f"paths_{name}_forward_perplexity", perplexity_.value, "per token", perplexity_.error))
     order = quality.monotony.rank_correlation
     found.append(Figure("paths_rank_correlation", order.value, "t and distance, Spearman", order.error))
-    return Section("Interpolation", found, [f"{config.paths} pairs of turns of 2 to 8 tokens, 7 points, slerp, greedy."])
+    how = f"{config.paths} pairs of turns of 2 to 8 tokens, 7 points, slerp, the best of {SEARCH.beams} beams."
+    return Section("Interpolation", found, [how])
 
 
 def _replies(pipeline: Pipeline, windows: Windows, corpus: Corpus, config: EvaluateConfig) -> list[Section]:

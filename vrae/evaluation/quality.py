@@ -123,7 +123,7 @@ def _nats(judge: Pipeline, texts: Iterable[str]) -> Iterator[tuple[float, int]]:
 
 @dataclass(frozen=True)
 class ReconstructionQuality:
-    """How well turns come back from the mean of their posterior, decoded greedily."""
+    """How well turns come back from the mean of their posterior."""
 
     turns: int
     tokens: int  # of the turns, end marks included
@@ -136,7 +136,7 @@ class ReconstructionQuality:
 
 
 @torch.inference_mode()
-def reconstruction(pipeline: Pipeline, batches: Iterable[Batch]) -> ReconstructionQuality:
+def reconstruction(pipeline: Pipeline, batches: Iterable[Batch], decoding: DecodingConfig = GREEDY) -> ReconstructionQuality:
     """Encodes the target of each window and decodes it from the posterior mean, given the context that the batch has.
 
     The decoder reads its own output, not the turn. Ids are compared as they were prepared: nothing is cleaned or encoded anew.
@@ -151,7 +151,7 @@ def reconstruction(pipeline: Pipeline, batches: Iterable[Batch]) -> Reconstructi
     for batch in batches:
         batch = batch.to(model.device)
         inferred = model.infer(batch)
-        decoded = pipeline.decode(inferred.posterior.mean_BZ, inferred.context_BC, None, GREEDY)
+        decoded = pipeline.decode(inferred.posterior.mean_BZ, inferred.context_BC, None, decoding)
         for turn_T, length, text in zip(batch.turns_NT[batch.target_B], batch.target_lengths_B.tolist(), decoded, strict=True):
             target = turn_T[:length].tolist()
             ids = [*text.ids, EOS] if text.finished else text.ids

@@ -217,7 +217,7 @@ def nearest(z_BZ: np.ndarray, pool_NZ: np.ndarray) -> np.ndarray:
 
 
 def towards(pipeline: Pipeline, z_BZ: np.ndarray, goals_BZ: np.ndarray, share: float) -> list[str]:
-    """The baseline: each sentence `share` of the way along the great circle to its goal, decoded greedily."""
+    """The baseline: each sentence `share` of the way along the great circle to its goal."""
     t_1 = torch.tensor([share])
     path_BZ = torch.cat([slerp(a_Z, b_Z, t_1) for a_Z, b_Z in zip(*map(torch.from_numpy, (z_BZ, goals_BZ)), strict=True)])
     return [sample.text for sample in pipeline.decode_latents(path_BZ.numpy())]

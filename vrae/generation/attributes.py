@@ -196,7 +196,7 @@ def learn(
 def move(
     pipeline: Pipeline, texts: Sequence[str], attribute: Attribute, strength: float = 1.0, *, along: Along = "means"
 ) -> list[Move]:
-    """Each text decoded greedily from its posterior mean + strength * step: towards the second label, or, below 0, the first.
+    """Each text at its posterior mean + strength * step: towards the second label, or, below 0, the first.
 
     Strength 0 is the reconstruction.
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from vrae import bundled
-from vrae.config import GREEDY, DecodingConfig, ResponseConfig, shown
+from vrae.config import SEARCH, DecodingConfig, ResponseConfig, shown
 from vrae.corpus.batches import Window
 from vrae.corpus.sources import REVISION, is_hub_id, is_revision
 from vrae.errors import ModelError, UserError
@@ -70,11 +70,11 @@ class Reconstruction:
     """A turn, and what the decoder makes of its posterior."""
 
     text: str
-    reconstruction: str  # of the posterior mean, greedily
+    reconstruction: str  # of the posterior mean
     exact: bool  # the ids are the same
     rate: float  # nats, KL(q(z | text) || p(z))
     distortion: float  # nats, -log p(text | z) at the posterior mean
-    samples: tuple[str, ...]  # of draws of z from the posterior, greedily
+    samples: tuple[str, ...]  # of draws of z from the posterior
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,16 @@ class Pipeline(Publishing):
             yield from self._texts(repeat(prior, rows).sample(normal_BX), context_1C, decoding, uniform_BT)
 
     @timed
-    def reconstruct(self, texts: Sequence[str], n: int = 0, *, seed: int | None = None) -> list[Reconstruction]:
-        """Encodes each text, without context, and decodes its posterior mean greedily, and `n` draws of its posterior.
+    def reconstruct(
+        self, texts: Sequence[str], n: int = 0, *, seed: int | None = None, decoding: DecodingConfig = SEARCH
+    ) -> list[Reconstruction]:
+        """Encodes each text, without context, and decodes its posterior mean, and `n` draws of its posterior.
+
+        Args:
+            texts: turns.
+            n: 0 to 256.
+            seed: of the draws.
+            decoding: how text is written, without drawing: greedily, or by a beam search.
 
         Raises:
             UserError: no text, one too long, or n out of range.
@@ -221,21 +229,23 @@ class Pipeline(Publishing):
         in_range("n", n, 0, MAX_REPLIES)
         windows, seed = self._latent_windows(texts), seed_of(seed)
         parts = (slice(i, i + _ROWS) for i in range(0, len(windows), _ROWS))
-        return [result for part in parts for result in self._reconstruct(texts[part], windows[part], n, seed)]
+        return [result for part in parts for result in self._reconstruct(texts[part], windows[part], n, seed, decoding)]
 
     @torch.inference_mode()
-    def _reconstruct(self, texts: Sequence[str], windows: list[Window], n: int, seed: int) -> list[Reconstruction]:
+    def _reconstruct(
+        self, texts: Sequence[str], windows: list[Window], n: int, seed: int, decoding: DecodingConfig
+    ) -> list[Reconstruction]:
         batch = self.batch(windows)
         posterior, prior, context_BC = self.model.infer(batch)
         mean_BZ = posterior.mean_BZ
         z_BZ = posterior.sample(self._noise_of(windows, [0], 1, posterior.noise_size))
         rate_B = divergence(posterior, prior, z_BZ).sum(-1)
         log_prob_B = self.model.log_prob(batch, mean_BZ, context_BC)
-        decoded = self.decode(mean_BZ, context_BC, None, GREEDY)
+        decoded = self.decode(mean_BZ, context_BC, None, decoding)
         drawn = []
         if n:
             z_PZ = repeat(posterior, n).sample(self._noise_of(windows, [seed], n, posterior.noise_size))
-            drawn = self.decode(z_PZ, context_BC.repeat_interleave(n, 0), None, GREEDY)
+            drawn = self.decode(z_PZ, context_BC.repeat_interleave(n, 0), None, decoding)
         return [
             Reconstruction(
                 text=texts[i],
@@ -258,8 +268,9 @@ class Pipeline(Publishing):
         *,
         method: Literal["slerp", "lerp"] = "slerp",
         context: str | Sequence[str] = (),
+        decoding: DecodingConfig = SEARCH,
     ) -> list[Step]:
-        """`steps` texts on the path from `a` to `b`, both included as the model reconstructs them, decoded greedily.
+        """`steps` texts on the path from `a` to `b`, both included as the model reconstructs them.
 
         Args:
             a: a turn, or with a context a reply to it.
@@ -267,6 +278,7 @@ class Pipeline(Publishing):
             steps: 2 to 200.
             method: along the great circle or the straight line between the posterior means.
             context: the turns before, oldest first; none: the path of a sentence by itself.
+            decoding: how text is written, without drawing: greedily, or by a beam search.
 
         Raises:
             UserError: fewer than 2 steps or more than 200.
@@ -278,10 +290,10 @@ class Pipeline(Publishing):
         mean_BZ, context_SC = ends.posterior.mean_BZ, ends.context_BC[:1].expand(steps, -1)
         t_S = torch.linspace(0, 1, steps, device=mean_BZ.device)
         path_SZ = (slerp if method == "slerp" else lerp)(mean_BZ[0], mean_BZ[1], t_S)
-        path = self.decode(path_SZ, context_SC, None, GREEDY)
+        path = self.decode(path_SZ, context_SC, None, decoding)
         met = [windows[0]._replace(target=np.asarray(text.ids, np.int64)) for text in path]
         back_SZ = self.infer(met).posterior.mean_BZ
-        again = self.decode(back_SZ, context_SC, None, GREEDY)
+        again = self.decode(back_SZ, context_SC, None, decoding)
         cosines = torch.cosine_similarity(path_SZ, back_SZ, dim=-1).tolist()
         return [
             Step(t_S[i].item(), self.tokenizer.decode(text.ids), text.log_prob, cosines[i], _is(again[i], met[i]))
@@ -298,7 +310,7 @@ class Pipeline(Publishing):
         radius: float = 0.5,
         seed: int | None = None,
         context: str | Sequence[str] = (),
-        decoding: DecodingConfig | None = None,
+        decoding: DecodingConfig = SEARCH,
     ) -> list[Sample]:
         """Up to `n` texts from around `text` in the latent space, unlike it and each other, the most probable first.
 
@@ -309,14 +321,14 @@ class Pipeline(Publishing):
                 sentence itself, and a draw of the prior lies about 1 from the prior's mean. At most 10.
             seed: of the directions.
             context: the turns before, oldest first.
-            decoding: how text is drawn; None: greedily.
+            decoding: how text is written.
 
         Raises:
             UserError: n or radius out of range.
             ModelError: the model has no latent, or there is a context and it reads none.
         """
         check_ball(n, radius)
-        seed, decoding = seed_of(seed), decoding or GREEDY
+        seed = seed_of(seed)
         windows = self._latent_windows([text], [context])
         posterior, prior, context_1C = self.infer(windows)
         found: list[Sample] = []
@@ -333,7 +345,7 @@ class Pipeline(Publishing):
 
     @timed
     def analogy(self, a: str, b: str, c: str) -> Sample:
-        """The text at a - b + c of the posterior means, without context, decoded greedily: as `a` is to `b`, it is to `c`.
+        """The text at a - b + c of the posterior means, without context: as `a` is to `b`, it is to `c`.
 
         Raises:
             ModelError: the model has no latent.
@@ -358,20 +370,20 @@ class Pipeline(Publishing):
         return posterior.mean_BZ.cpu().numpy(), posterior.log_var_BZ.cpu().numpy()
 
     @timed
-    def decode_latents(
-        self, z_NZ: np.ndarray, *, decoding: DecodingConfig | None = None, seed: int | None = None
-    ) -> list[Sample]:
-        """The text at each point of the latent space, without context; greedily where no `decoding` is given.
+    def decode_latents(self, z_NZ: np.ndarray, *, decoding: DecodingConfig = SEARCH, seed: int | None = None) -> list[Sample]:
+        """The text at each point of the latent space, without context.
 
         Args:
             z_NZ: [N, Z] numbers of at most 1e6, N at most 10,000.
+            decoding: how text is written.
+            seed: of what is drawn, where `decoding` draws.
 
         Raises:
             UserError: another shape, or a number is larger or not finite.
             ModelError: the model has no latent.
         """
         self.need_latent()
-        Z, decoding = self.model.config.latent_size, decoding or GREEDY
+        Z = self.model.config.latent_size
         need_numbers("latents", z_NZ, MAX_LATENT, Z)
         if len(z_NZ) > MAX_SAMPLES:
             raise UserError(f"latents must be at most {MAX_SAMPLES}. Got {len(z_NZ)}")

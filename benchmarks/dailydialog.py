@@ -2,7 +2,7 @@
 
     python benchmarks/dailydialog.py --data DAILYDIALOG --out runs/dailydialog
     python benchmarks/dailydialog.py --data DAILYDIALOG --out runs/dailydialog --only hred vhred --seeds 1 --minutes 10
-    python benchmarks/dailydialog.py --out runs/dailydialog --report
+    python benchmarks/dailydialog.py --report
 
 DAILYDIALOG holds train.txt, validation.txt and test.txt, a dialogue a line, turns ended by __eou__. The data are not free (CC
 BY-NC-SA 4.0), and so no models trained on them are given away.
@@ -17,8 +17,9 @@ BY-NC-SA 4.0), and so no models trained on them are given away.
    scores them, `standard` beside `legacy`.
 5. Scores the baselines of dailydialog_baselines, which read no model, in the same way.
 
-`--out`/records holds a JSON file for each training run and each system, seed and setting, and what is there is not made again;
-`--report` makes report.md and report.png of them. One thread; on a CPU a run takes about 11 minutes to train and 8 to measure.
+benchmarks/dailydialog holds a JSON file for each training run and each system, seed and setting, and what is there is not made
+again; `--report` makes its README.md and report.png of them. One thread; on a CPU a run takes about 11 minutes to train and 8
+to measure.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ from vrae.generation.responses import draw_texts
 from vrae.training.hardware import pick_device
 from vrae.training.trainer import train
 
+RECORDS = Path(__file__).parent / "dailydialog"
 MOST_PIECES = 40  # of a reply
 _CONTEXTS = 128  # replied to side by side
 
@@ -117,7 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     models = [Path(name).name for name in configs() if name.startswith("dailydialog/")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with train.txt, validation.txt and test.txt")
-    parser.add_argument("--out", type=Path, required=True, help="corpus, runs, records and report")
+    parser.add_argument("--out", type=Path, help="corpus and runs")
+    parser.add_argument("--records", type=Path, default=RECORDS, help="what is found, and the report; %(default)s")
     parser.add_argument(
         "--only", nargs="+", choices=[*BASELINES, *models], metavar="NAME", help=", ".join([*BASELINES, *models])
     )
@@ -132,8 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--report", action="store_true", help="make the report of what there is, nothing else")
     options = parser.parse_args(arguments)
     if not options.report:
-        if options.data is None:
-            parser.error("--data is needed, but for --report")
+        if not (options.data and options.out):
+            parser.error("--data and --out are needed, but for --report")
         torch.set_num_threads(options.threads)
         try:
             table = Table(options)
@@ -145,14 +148,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             for seed in [min(options.seeds)] if name in ONE_SEED else options.seeds:
                 table.baseline(name, seed)
-    write_report(Records(options.out / "records"), options.out)
+    write_report(Records(options.records))
 
 
 class Table:
     """What its rows are made of; `options` are those of the command line."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.records = options, Records(options.out / "records")
+        self.options, self.records = options, Records(options.records)
         self.dialogues = read_corpus(options.data)
         test = contexts_of(self.dialogues["test"], self.dialogues["train"])
         self.test = even_sample(test, options.contexts or len(test))

@@ -1,4 +1,4 @@
-"""report.md and report.png of the records of dailydialog.py: nothing in them is typed by hand but the published figures."""
+"""README.md and report.png of the records of dailydialog.py: nothing in them is typed by hand but the published figures."""
 
 from __future__ import annotations
 
@@ -151,8 +151,8 @@ def reaches(row: Row) -> bool:
     return all(row.mean(*COLUMNS[name][0]) > least for name, least in GOAL.items())
 
 
-def write_report(records: Records, out: Path) -> None:
-    """report.md, and where there is a row, report.png."""
+def write_report(records: Records) -> None:
+    """README.md in the folder of the records, and where there is a row, report.png."""
     rows = rows_of(records.all("test"), records.all("validation"))
     models, baselines = [row for row in rows if row.rule], [row for row in rows if not row.rule]
     best = [f"{row.system} ({row.setting})" if row.rule else row.system for row in rows if reaches(row)]
@@ -175,10 +175,10 @@ def write_report(records: Records, out: Path) -> None:
     worth = {"rows": len(PUBLISHED), "below": below_random(baselines), "long": _long(), "true": _true(rows)}
     lines += [METRIC.format(nothing="\n".join(_nothing()), bands="\n".join(_bands(baselines)), **worth)]
     lines += [*_training(records.all("training")), "", *_grid(records.all("validation")), "", *_examples(models)]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    records.folder.mkdir(parents=True, exist_ok=True)
+    (records.folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if rows:
-        _draw(models, baselines, out / "report.png")
+        _draw(models, baselines, records.folder / "report.png")
 
 
 def _protocols(rows: Sequence[Row]) -> list[str]:

@@ -233,13 +233,13 @@ def test_published_rows_are_held_against_random_turns_of_their_length() -> None:
 
 
 def test_the_report_is_made_of_what_is_stored(tmp_path: Path) -> None:
-    records = Records(tmp_path / "records")
+    records = Records(tmp_path)
     for seed, f1 in ((1, 0.330), (2, 0.332)):
         for kind in ("test", "validation"):
             records.get(f"{kind}/vhred.{seed}", lambda f1=f1, seed=seed: found(system="vhred", seed=seed, f1=f1))
     records.get("test/random.1", lambda: found(system="random", setting="", f1=0.111))
-    write_report(records, tmp_path)
-    text = (tmp_path / "report.md").read_text()
+    write_report(records)
+    text = (tmp_path / "README.md").read_text()
     assert "| vhred | chosen: greedy | 2 | 0.200 ± 0.000 | 0.300 ± 0.000 | 0.331 ± 0.001 |" in text
     assert "| random | no model | 1 | 0.200 | 0.300 | 0.111 |" in text
     assert "*DialogWAE-GMP, published*" in text
@@ -256,16 +256,16 @@ def test_all_of_it_runs_and_nothing_is_done_twice(tmp_path: Path, monkeypatch: p
         ]
         for split, count in (("train", 40), ("validation", 6), ("test", 6))
     }
-    data, out = write_talk(tmp_path / "data", talk), tmp_path / "out"
+    data, out, kept = write_talk(tmp_path / "data", talk), tmp_path / "out", tmp_path / "records"
     small = ["--max_steps", "3", "--vocab_size", "400", "--chosen_on", "4", "--contexts", "5", "--seeds", "1"]
-    command = ["--data", str(data), "--out", str(out), *small, "--only", "cvae", "random", "fixed"]
+    command = ["--data", str(data), "--out", str(out), "--records", str(kept), *small, "--only", "cvae", "random", "fixed"]
     tried = {True: dailydialog.settings(True)[:2], False: dailydialog.settings(False)[:2]}
     monkeypatch.setattr(dailydialog, "settings", tried.__getitem__)
     dailydialog.main(command)
-    files = {path: path.stat().st_mtime_ns for path in (out / "records").rglob("*.json")}
-    names = {path.relative_to(out / "records").as_posix() for path in files}
+    files = {path: path.stat().st_mtime_ns for path in kept.rglob("*.json")}
+    names = {path.relative_to(kept).as_posix() for path in files}
     assert {"training/cvae.1.json", "test/random.1.json", "test/cvae.1.greedy.json"} <= names
-    record = json.loads((out / "records" / "test" / "cvae.1.greedy.json").read_bytes())
+    record = json.loads((kept / "test" / "cvae.1.greedy.json").read_bytes())
     assert record["contexts"] == record["lengths_alone"]["contexts"] == 5
     assert len(record["examples"]) == 10
     assert record["bleu"].keys() == {"legacy", "standard"}
@@ -278,9 +278,9 @@ def test_all_of_it_runs_and_nothing_is_done_twice(tmp_path: Path, monkeypatch: p
     dailydialog.main(command)
     with pytest.raises(SystemExit, match="other settings"):
         dailydialog.main([*command, "--max_steps", "4"])
-    dailydialog.main(["--out", str(out), "--report"])
-    assert {path: path.stat().st_mtime_ns for path in (out / "records").rglob("*.json")} == files
-    text = (out / "report.md").read_text()
+    dailydialog.main(["--records", str(kept), "--report"])
+    assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.json")} == files
+    text = (kept / "README.md").read_text()
     assert all(f"| {name} |" in text for name in ("cvae", "random", "fixed"))
 
 
@@ -294,9 +294,23 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(dailydialog, "train", stop)
     data = write_talk(tmp_path / "data", {split: [" ".join(WORDS) + " __eou__ hello __eou__"] * 9 for split in SPLITS})
-    command = ["--data", str(data), "--out", str(tmp_path / "out"), "--only", "hred", "--seeds", "2", "--vocab_size", "330"]
+    kept = tmp_path / "records"
+    command = [
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "out"),
+        "--records",
+        str(kept),
+        "--only",
+        "hred",
+        "--seeds",
+        "2",
+        "--vocab_size",
+        "330",
+    ]
     for _ in range(2):
         with pytest.raises(SystemExit, match="stopped"):
             dailydialog.main(command)
     assert asked == [(tmp_path / "out" / "runs" / "hred.2", True)] * 2
-    assert not (tmp_path / "out" / "records").exists() or not list((tmp_path / "out" / "records").rglob("*.json"))
+    assert not list(kept.rglob("*.json"))

@@ -295,20 +295,8 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(dailydialog, "train", stop)
     data = write_talk(tmp_path / "data", {split: [" ".join(WORDS) + " __eou__ hello __eou__"] * 9 for split in SPLITS})
     kept = tmp_path / "records"
-    command = [
-        "--data",
-        str(data),
-        "--out",
-        str(tmp_path / "out"),
-        "--records",
-        str(kept),
-        "--only",
-        "hred",
-        "--seeds",
-        "2",
-        "--vocab_size",
-        "330",
-    ]
+    folders = ["--data", str(data), "--out", str(tmp_path / "out"), "--records", str(kept)]
+    command = [*folders, "--only", "hred", "--seeds", "2", "--vocab_size", "330"]
     for _ in range(2):
         with pytest.raises(SystemExit, match="stopped"):
             dailydialog.main(command)

@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import search
 import torch
+from search import ABLATIONS, ablation
 
 from vrae.bundled import folder
 from vrae.config import GREEDY, SEARCH, BatchConfig, DecodingConfig
@@ -40,7 +42,7 @@ from vrae.generation.pipeline import Pipeline, load
 
 RECORDS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
-PAGES = {"docs/results.md": ("bounds", "text"), "README.md": ("results",)}  # the tables of each
+PAGES = {"docs/results.md": ("bounds", "text", *ABLATIONS), "README.md": ("results",)}  # the tables of each
 BASELINE = {  # of the same shape, without a latent
     "chitchat-vrae-bound": "chitchat-rnnlm",
     "chitchat-vrae": "chitchat-rnnlm",
@@ -204,7 +206,8 @@ def main() -> None:
                 if wanted and key not in record:
                     print(f"measuring {name}: {key}", flush=True)
                     write_file(RECORDS / f"{name}.json", to_json({**record, **find()}))
-    made = tables(stored())
+    names = {name for runs in ABLATIONS.values() for name in runs}
+    made = tables(stored()) | {name: ablation(runs, search.stored(names)) for name, runs in ABLATIONS.items()}
     for page, names in PAGES.items():
         text = (ROOT / page).read_text(encoding="utf-8")
         for name in names:

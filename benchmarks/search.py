@@ -8,7 +8,8 @@
 Runs are named in benchmarks/search/runs.yaml: `base` is another run, `corpus` is sentences where it is not chitchat, and the
 rest is what differs from the base, or from the defaults. Each is trained in `--out` (resumable: a second call goes on) and
 measured on the validation split; benchmarks/search/NAME.json is its record, and no run with a record is made again. `--table`
-writes benchmarks/search/README.md, and docs/rate-distortion.png of the runs of CURVE, which differ in the rate alone.
+writes benchmarks/search/README.md, and docs/rate-distortion.png of the runs of CURVE, which differ in the rate alone. The runs
+of ABLATIONS stand in docs/results.md too, where `benchmarks/results.py --tables` puts them.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml  # type: ignore[import-untyped]
 
 from vrae.config import BatchConfig, RunConfig, from_dict
 from vrae.corpus.batches import Windows
 from vrae.corpus.prepared import Corpus
-from vrae.evaluation.likelihood import measure
+from vrae.evaluation.likelihood import measure_information, measure_turns, summarise
 from vrae.evaluation.quality import reconstruction
 from vrae.files import to_json, write_file
 from vrae.generation.pipeline import Pipeline
@@ -38,6 +40,37 @@ MAX_TURN_TOKENS = 32  # of every turn that is measured, whatever a run was train
 K, TURNS, REBUILT = 50, 1000, 500
 CURVE = ("curve-2", "curve-4", "curve-8", "curve-16", "rate-30", "curve-45")
 PICTURE = Path(__file__).parents[1] / "docs" / "rate-distortion.png"
+ABLATIONS = {  # name of a table: its runs, and what they are; the first is what the others are held against
+    "turns": {
+        "turns-3": "3 turns of context",
+        "turns-0": "none",
+        "turns-1": "1",
+        "turns-9": "9",
+    },
+    "responder": {
+        "turns-3": "the recipe of chitchat-vhred",
+        "turns-3-no-control": "no target rate: a weight that rises to 1 in 1,000 steps",
+        "turns-3-no-context-dropout": "no dropout of context turns",
+        "turns-3-no-dropout": "no dropout of values",
+        "turns-3-no-speakers": "no marks of who speaks",
+        "turns-3-no-latent": "no latent",
+    },
+    "space": {
+        "space": "the recipe of chitchat-vrae",
+        "space-no-control": "no target rate: a weight that rises to 1 in 1,000 steps",
+        "space-no-mixture": "prior N(0, I)",
+        "space-no-word-dropout": "no dropout of words",
+        "space-no-dropout": "no dropout of values",
+        "space-no-sentences": "turns alone, not their sentences",
+    },
+    "latents": {
+        "rate-8-mixture": "32 dimensions",
+        "latent-8": "8",
+        "latent-16": "16",
+        "latent-128": "128",
+    },
+    "curve": {"rate-30": "30", **{name: name.rpartition("-")[2] for name in CURVE if name != "rate-30"}},
+}
 
 
 def config_of(name: str, runs: dict[str, dict[str, Any]]) -> tuple[RunConfig, str]:
@@ -66,7 +99,9 @@ def make(name: str, config: RunConfig, corpus: Corpus, out: Path) -> dict[str, A
     model = pipeline.model
     batches = BatchConfig(tokens=4096, max_turn_tokens=MAX_TURN_TOKENS)
     K_turns = model.config.context_turns
-    bound = measure(model, Windows(corpus["validation"], batches, K_turns), limit=TURNS, k=K if model.config.latent_size else 1)
+    windows, k = Windows(corpus["validation"], batches, K_turns), K if model.config.latent_size else 1
+    found = measure_turns(model, windows, limit=TURNS, k=k)
+    bound = summarise(found, measure_information(model, windows, limit=TURNS), windows, k)
     record = {
         "config": dataclasses.asdict(config),
         "corpus": corpus.fingerprint,
@@ -75,6 +110,7 @@ def make(name: str, config: RunConfig, corpus: Corpus, out: Path) -> dict[str, A
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": round(seconds),
         **{key: value for key, value in dataclasses.asdict(bound).items() if "dimension" not in key},
+        "nll_iw_N": [round(nats, 3) for nats in found.nll_iw_N.tolist()],
     }
     if model.config.latent_size:
         for longest in (8, 16):
@@ -107,6 +143,33 @@ def table(records: dict[str, dict[str, Any]], what: dict[str, str]) -> str:
                 f"({r['nll_iw_error']:.2f}) | {-r['elbo']:.2f} | {r['rate']:.2f} | {r['active_units']}/{Z} | {latent} |"
             )
     return "\n".join(parts) + "\n"
+
+
+def ablation(runs: dict[str, str], records: dict[str, dict[str, Any]]) -> str:
+    """Markdown: a row for each run that there is a record of. `more`: nats per turn above the first, in pairs of turns."""
+    lines = [
+        "| | steps | nll_iw | more | -elbo | rate | active | distortion | exact, 8 | BLEU, 16 |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    first = records.get(next(iter(runs)), {}).get("nll_iw_N")
+    for name, r in ((name, records[name]) for name in runs if name in records):
+        more = "-"
+        if first and "nll_iw_N" in r and name != next(iter(runs)):
+            more_N = np.array(r["nll_iw_N"]) - np.array(first)
+            more = f"{more_N.mean():+.2f} ({more_N.std(ddof=1) / len(more_N) ** 0.5:.2f})"
+        latent = f"{r['rate']:.2f} | {r['active_units']}/{r['latent_size']}" if r["latent_size"] else "- | -"
+        rebuilt = f"{r['exact_8']:.1%} | {r['bleu_16']:.3f}" if r["latent_size"] else "- | -"
+        lines.append(
+            f"| {runs[name]} | {r['step']:,} | {r['nll_iw']:.2f} | {more} | {-r['elbo']:.2f} | {latent} "
+            f"| {r['distortion']:.2f} | {rebuilt} |"
+        )
+    return "\n".join(lines)
+
+
+def stored(runs: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The records that there are of these runs."""
+    paths = {name: FOLDER / f"{name}.json" for name in runs}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
 
 
 def draw(records: Sequence[dict[str, Any]], baseline: float) -> None:
@@ -150,8 +213,7 @@ def main() -> None:
             config, corpus = config_of(name, runs)
             write_file(record, to_json(make(name, config, Corpus(options.data / corpus), options.out)))
     if options.table:
-        paths = {name: FOLDER / f"{name}.json" for name in runs}
-        found = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+        found = stored(runs)
         changes = {
             name: ", ".join(f"{key.split('.')[-1]} {value}" if key != "base" else value for key, value in runs[name].items())
             for name in found

@@ -451,7 +451,7 @@ class ResponseConfig:
 
     latents: Literal["stratified", "independent", "spread"] = "stratified"
     rank: Literal["likelihood", "importance_weighted", "mmi"] = "likelihood"
-    mmi_weight: float = 0.9
+    mmi_weight: float = 0.7
     rank_samples: int = 20
     candidates: int = 1
     min_change: float = 0.2
@@ -466,9 +466,10 @@ class ResponseConfig:
         _require(1 <= self.candidates <= 100, f"candidates must be in [1, 100]. Got {self.candidates}")
 
 
-# How the commands reply: by likelihood, what is short and fits anywhere would come first. It draws four times as many and
-# scores each with rank_samples draws, so Pipeline.respond does it when it is told to.
-TALK = (DecodingConfig(no_repeat_ngram=3), ResponseConfig(rank="mmi", candidates=4))
+# How the commands reply: by likelihood, what is short and fits anywhere would come first. Weight and temperature were chosen by
+# reading replies to validation contexts: warmer ones, and those that a higher weight prefers, are oftener broken. It draws four
+# times as many and scores each with rank_samples draws, so Pipeline.respond does it when it is told to.
+TALK = (DecodingConfig(temperature=0.3, no_repeat_ngram=3), ResponseConfig(rank="mmi", candidates=4))
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ from vrae.model.folder import to_files
 
 ROOT = Path(__file__).parents[2]
 JSON = {"Content-Type": "application/json"}
-PLAIN = ["--rank=likelihood", "--candidates=1", "--no_repeat_ngram=0"]  # as the API replies where it is told nothing
+# as the API replies where it is told nothing
+PLAIN = ["--rank=likelihood", "--candidates=1", "--no_repeat_ngram=0", "--temperature=0.5"]
 
 
 def make(corpus: Corpus, **overrides: Any) -> Pipeline:

@@ -27,7 +27,8 @@ from vrae.model.folder import to_files
 # The library of the Hub, of its own library for requests.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 NAMES = {"config.json", "model.safetensors", "tokenizer.model", "manifest.json"}
-PLAIN = ("--rank=likelihood", "--candidates=1", "--no_repeat_ngram=0")  # as Pipeline.respond does by itself
+# as Pipeline.respond does by itself
+PLAIN = ("--rank=likelihood", "--candidates=1", "--no_repeat_ngram=0", "--temperature=0.5")
 
 
 @pytest.fixture(scope="module")

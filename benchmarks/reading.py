@@ -4,8 +4,8 @@
     python benchmarks/reading.py report
 
 Contexts: `--contexts` test contexts as benchmarks/responses.py chooses them. Each system gives five different replies to each
-as `vrae respond` does (ranked by mmi among four candidates for each); the model with a latent at the default temperature, the
-other (top-p 0.9) at `--baseline_temperature`, at which its replies are about as varied. `draw` writes
+as `vrae respond` does (ranked by mmi among four candidates for each); the model with a latent at the temperature of that
+command, the other (top-p 0.9) at `--baseline_temperature`, at which its replies are about as varied. `draw` writes
 benchmarks/reading/sheet.txt, in which the ten replies to a context stand in random order, and key.json, which says whose each
 is and is not looked at before the marks stand. Marks are a line of ten letters a context in benchmarks/reading/marks.txt:
 
@@ -66,6 +66,7 @@ def draw(options: argparse.Namespace) -> None:
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / "sheet.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     settings = {name: str(value) for name, value in vars(options).items() if name != "job"}
+    settings |= {"temperature": str(decoding.temperature), "mmi_weight": str(responses.mmi_weight)}
     (FOLDER / "key.json").write_bytes(to_json({"settings": settings, "contexts": key}))
 
 
@@ -87,9 +88,9 @@ def report() -> str:
         "Written by `python benchmarks/reading.py report`; what was read and how is said at the top of that program. "
         f"{len(marks)} test contexts, {REPLIES} replies of each system to each, drawn by seed {settings['seed']}, marked in "
         "random order without knowing whose they were, by one reader, of the authors, who has seen replies of both before. "
-        "With a latent: chitchat-vhred, temperature 0.5; without: chitchat-hred, temperature "
-        f"{settings['baseline_temperature']}, at which its replies are about as varied. Shares of replies, and their standard "
-        "errors over contexts.",
+        f"With a latent: chitchat-vhred, temperature {settings['temperature']}; without: chitchat-hred, temperature "
+        f"{settings['baseline_temperature']}, at which its replies are about as varied; both ranked by mmi of weight "
+        f"{settings['mmi_weight']}. Shares of replies, and their standard errors over contexts.",
         "",
         "| | fits | off-topic | broken | a reply that fits among the five | first reply fits | words a reply |",
         "|---|---:|---:|---:|---:|---:|---:|",

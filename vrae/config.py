@@ -451,7 +451,7 @@ class ResponseConfig:
 
     latents: Literal["stratified", "independent", "spread"] = "stratified"
     rank: Literal["likelihood", "importance_weighted", "mmi"] = "likelihood"
-    mmi_weight: float = 0.7
+    mmi_weight: float = 0.75
     rank_samples: int = 20
     candidates: int = 1
     min_change: float = 0.2

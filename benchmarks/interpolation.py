@@ -6,8 +6,8 @@
 Draws pairs of different turns of so many tokens from the split, by seed, the same for each model, and walks between them along
 the great circle (slerp) and the straight line (lerp). Prints Markdown tables of what `vrae.evaluation.paths` measures, then the
 first paths in the order of the draw. With a judge, the perplexity of the inner points stands beside that of latents drawn from
-the prior: decoded greedily, as the points are; those of these texts that are as long as the given turns; and by ancestral
-sampling.
+the prior: decoded by the beam search that decodes the points; those of these texts that are as long as the given turns; and by
+ancestral sampling.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 import vrae
 from vrae import Corpus, Pipeline
-from vrae.config import GREEDY, BatchConfig
+from vrae.config import SEARCH, BatchConfig
 from vrae.corpus.batches import Windows
 from vrae.evaluation.bleu import words
 from vrae.evaluation.diversity import distinct
@@ -33,7 +33,7 @@ from vrae.evaluation.replies import Estimate
 Method = Literal["slerp", "lerp"]
 Found = dict[tuple[str, Method], PathQuality]  # by the model's name and the method
 METHODS: tuple[Method, ...] = ("slerp", "lerp")
-PRIOR = ("greedy", "short greedy", "ancestral")  # of what the prior gives; short: those as long as the given turns
+PRIOR = ("searched", "short searched", "ancestral")  # of what the prior gives; short: those as long as the given turns
 
 
 def main() -> None:
@@ -74,13 +74,13 @@ def main() -> None:
         }
         drawn: dict[tuple[str, str], list[str]] = {}
         for name, model in models.items():
-            greedy, ancestral = (
+            searched, ancestral = (
                 draw_samples(model, windows, options.samples, seed=options.seed, decoding=how).texts
-                for how in (GREEDY, ANCESTRAL)
+                for how in (SEARCH, ANCESTRAL)
             )
-            lengths = map(len, judge.tokenizer.encode(greedy))
-            short = [text for text, n in zip(greedy, lengths, strict=True) if options.min_tokens <= n <= options.max_tokens]
-            drawn |= {(name, how): texts for how, texts in zip(PRIOR, (greedy, short, ancestral), strict=True) if texts}
+            lengths = map(len, judge.tokenizer.encode(searched))
+            short = [text for text, n in zip(searched, lengths, strict=True) if options.min_tokens <= n <= options.max_tokens]
+            drawn |= {(name, how): texts for how, texts in zip(PRIOR, (searched, short, ancestral), strict=True) if texts}
         print_texts(found, drawn, real, judge)
     for number, pair in enumerate(pairs[: options.show]):
         print(f"\n{number + 1}. {pair[0]} ... {pair[1]}")

@@ -65,7 +65,7 @@ def draw(options: argparse.Namespace) -> None:
         lines += [f"  {n}  {text}" for n, (_, _, text) in enumerate(of_context["replies"])]
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / "sheet.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    settings = {name: str(value) for name, value in vars(options).items() if name != "job"}
+    settings = {name: Path(str(value)).name for name, value in vars(options).items() if name != "job"}
     settings |= {"temperature": str(decoding.temperature), "mmi_weight": str(responses.mmi_weight)}
     (FOLDER / "key.json").write_bytes(to_json({"settings": settings, "contexts": key}))
 

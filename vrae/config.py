@@ -469,7 +469,7 @@ class ResponseConfig:
 # How the commands reply: by likelihood, what is short and fits anywhere would come first. Weight and temperature were chosen by
 # reading replies to validation contexts: warmer ones, and those that a higher weight prefers, are oftener broken. It draws four
 # times as many and scores each with rank_samples draws, so Pipeline.respond does it when it is told to.
-TALK = (DecodingConfig(temperature=0.3, no_repeat_ngram=3), ResponseConfig(rank="mmi", candidates=4))
+TALK = (DecodingConfig(temperature=0.3, no_repeat_ngram=3), ResponseConfig(rank="mmi", candidates=4, min_change=0.5))
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from vrae.model.folder import to_files
 ROOT = Path(__file__).parents[2]
 JSON = {"Content-Type": "application/json"}
 # as the API replies where it is told nothing
-PLAIN = ["--rank=likelihood", "--candidates=1", "--no_repeat_ngram=0", "--temperature=0.5"]
+PLAIN = ["--rank=likelihood", "--candidates=1", "--no_repeat_ngram=0", "--temperature=0.5", "--min_change=0.2"]
 
 
 def make(corpus: Corpus, **overrides: Any) -> Pipeline:

@@ -28,7 +28,7 @@ from vrae.model.folder import to_files
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 NAMES = {"config.json", "model.safetensors", "tokenizer.model", "manifest.json"}
 # as Pipeline.respond does by itself
-PLAIN = ("--rank=likelihood", "--candidates=1", "--no_repeat_ngram=0", "--temperature=0.5")
+PLAIN = ("--rank=likelihood", "--candidates=1", "--no_repeat_ngram=0", "--temperature=0.5", "--min_change=0.2")
 
 
 @pytest.fixture(scope="module")

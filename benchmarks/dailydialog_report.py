@@ -181,6 +181,21 @@ def write_report(records: Records) -> None:
         _draw(models, baselines, records.folder / "report.png")
 
 
+def summary(records: Records) -> str:
+    """Markdown: the columns that decide, of the published rows, the models, and the baselines."""
+    names = ("precision", "recall", "F1", "inter-1", "inter-2", "words", "standard F1", "lengths alone F1")
+    lines = _header("", "seeds", *names)
+    for p in PUBLISHED:
+        figures = (*(f"{v:.3f}" for v in (p.precision, p.recall, p.f1, p.inter_1, p.inter_2)), f"{p.words:.1f}", "-", "-")
+        lines.append(_line(f"*{p.name}, published*", "", *figures))
+    for row in rows_of(records.all("test"), records.all("validation")):
+        cells = (row.cell(*path, factor=factor, decimals=d) for path, factor, d in (COLUMNS[name] for name in names))
+        lines.append(
+            _line(f"{row.system}, {row.rule}" if row.rule else f"no model: {row.system}", str(len(row.records)), *cells)
+        )
+    return "\n".join(lines)
+
+
 def _protocols(rows: Sequence[Row]) -> list[str]:
     """What each protocol is, and on how many contexts."""
     records = [record for row in rows for record in row.records]

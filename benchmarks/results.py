@@ -26,9 +26,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dailydialog
 import numpy as np
 import search
 import torch
+from dailydialog_protocol import Records
+from dailydialog_report import summary
 from search import ABLATIONS, ablation
 
 from vrae.bundled import folder
@@ -208,6 +211,7 @@ def main() -> None:
                     write_file(RECORDS / f"{name}.json", to_json({**record, **find()}))
     names = {name for runs in ABLATIONS.values() for name in runs}
     made = tables(stored()) | {name: ablation(runs, search.stored(names)) for name, runs in ABLATIONS.items()}
+    made["dailydialog"] = summary(Records(dailydialog.RECORDS))
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         for name in re.findall(r"<!-- (\w+) -->\n\|", text):

@@ -90,9 +90,9 @@ def test_every_option_is_explained_under_its_topic_and_under_all(
 
 def test_defaults_are_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    assert "--temperature 0.5  --top_k 0  --top_p 0.9" in help_of(("respond",), capsys)
+    assert "--temperature 0.3  --top_k 0  --top_p 0.9" in help_of(("respond",), capsys)
     told = help_of(("respond",), capsys, "decoding")
-    assert "--temperature X         divides the logits before the draw; 0 is greedy [0.5]\n" in told
+    assert "--temperature X         divides the logits before the draw; 0 is greedy [0.3]\n" in told
     assert "--model.speakers false" in help_of(("train",), capsys)
     assert "--model.prior auto|standard|gaussian|mixture\n" in help_of(("train",), capsys, "model")
 

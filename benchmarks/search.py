@@ -69,7 +69,7 @@ ABLATIONS = {  # name of a table: its runs, and what they are; the first is what
         "latent-16": "16",
         "latent-128": "128",
     },
-    "curve": {"rate-30": "30", **{name: name.rpartition("-")[2] for name in CURVE if name != "rate-30"}},
+    "curve": {name: f"target {name.rpartition('-')[2]}" for name in CURVE},
 }
 
 
@@ -190,7 +190,6 @@ def draw(records: Sequence[dict[str, Any]], baseline: float) -> None:
         axes.plot([0, rate[-1]], [baseline, baseline - rate[-1]], color=GREY, ls=":", label="each nat of rate saves one")
         axes.set(title="What the latent carries, and what it costs (validation)", xlabel="rate, nats per turn")
         axes.set_ylabel("nats per turn")
-        axes.set_ylim(bottom=0)
         axes.legend(loc="lower left", fontsize=10)
 
 
@@ -219,8 +218,8 @@ def main() -> None:
             for name in found
         }
         (FOLDER / "README.md").write_text(table(found, changes))
-        if all(name in found for name in CURVE):
-            draw([found[name] for name in CURVE], found["lm"]["nll_iw"])
+        if curve := [found[name] for name in CURVE if name in found]:
+            draw(curve, found["lm"]["nll_iw"])
 
 
 if __name__ == "__main__":

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
+import dailydialog
 import pytest
+import results
 import search
 import yaml
+from dailydialog_protocol import Records
+from dailydialog_report import summary
 
 from vrae.apps.parser import configs
 from vrae.config import RunConfig, from_dict
@@ -47,3 +52,36 @@ def test_the_table_is_that_of_the_records() -> None:
     for name, record in RECORDS.items():
         assert f"| {name} | " in page
         assert f"{record['nll_iw']:.2f} ({record['nll_iw_error']:.2f})" in page
+
+
+def test_an_ablation_is_told_in_pairs_of_turns() -> None:
+    """By hand: 3 and 5 nats more on two turns are 4 (1) more."""
+    common = {"step": 1000, "elbo": -2.0, "rate": 0.0, "active_units": 0, "latent_size": 0, "distortion": 2.0}
+    records = {
+        "a": {**common, "nll_iw": 15.0, "nll_iw_N": [10.0, 20.0]},
+        "b": {**common, "nll_iw": 19.0, "nll_iw_N": [13.0, 25.0]},
+        "old": {**common, "nll_iw": 17.0},
+    }
+    lines = search.ablation({"a": "all", "b": "less", "old": "older", "none": "not run"}, records).splitlines()[2:]
+    assert [line.split(" | ")[:4] for line in lines] == [
+        ["| all", "1,000", "15.00", "-"],
+        ["| less", "1,000", "19.00", "+4.00 (1.00)"],
+        ["| older", "1,000", "17.00", "-"],
+    ]
+
+
+def test_a_corpus_is_that_of_the_nearest_run_that_names_one() -> None:
+    runs = {"a": {"corpus": "sentences"}, "b": {"base": "a", "corpus": "chitchat"}, "c": {"base": "b"}}
+    assert [search.config_of(name, runs)[1] for name in runs] == ["sentences", "chitchat", "chitchat"]
+
+
+def test_the_pages_tables_are_those_of_the_records() -> None:
+    """README.md and docs/results.md stand as `results.py --tables` writes them."""
+    made = results.tables(results.stored()) | {"dailydialog": summary(Records(dailydialog.RECORDS))}
+    made |= {name: search.ablation(runs, search.stored(runs)) for name, runs in search.ABLATIONS.items()}
+    for page in results.PAGES:
+        text = (results.ROOT / page).read_text(encoding="utf-8")
+        names = re.findall(r"<!-- (\w+) -->\n\|", text)
+        assert names
+        for name in names:
+            assert results.fill(text, name, made[name]) == text, f"{page}: {name}"

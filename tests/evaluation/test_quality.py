@@ -233,6 +233,14 @@ class TestReconstruction:
                 start = found.model.decoder.start(inferred.posterior.mean_BZ, inferred.context_BC)
                 torch.testing.assert_close(state, start.condition_BE[0])
 
+    def test_decodes_as_it_is_told(self, corpus: Corpus) -> None:
+        """Of two tokens, with end marks unlikely: greedily nothing ends, and what ends at once is found by a search."""
+        a, b = tokens_of(corpus, "hello", "yes")
+        model = unigram(corpus, {a: 0.5, b: 0.3, EOS: 0.2}, latent_size=2)
+        batch = collate([Window([], np.array([], np.int64), [])], 0)
+        assert reconstruction(model, [batch]).exact == 0
+        assert reconstruction(model, [batch], DecodingConfig(temperature=0, beams=3)).exact == 1
+
     def test_takes_the_turns_of_a_corpus(self, corpus: Corpus) -> None:
         windows = windows_of(corpus, 2)
         found = reconstruction(pipeline(corpus, context_turns=2), (batch for _, batch in windows.in_order()))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 import vrae.generation.text_model
-from vrae.config import SEARCH, CleaningConfig, DecodingConfig, ResponseConfig
+from vrae.config import GREEDY, SEARCH, CleaningConfig, DecodingConfig, ResponseConfig
 from vrae.corpus.batches import Batch, Window, collate
 from vrae.corpus.prepared import Corpus
 from vrae.corpus.tokenizer import EOS, Tokenizer
@@ -325,6 +325,23 @@ class TestReconstruct:
         for text, result in zip(texts, together, strict=True):
             alone = pipeline.reconstruct([text])[0]
             assert (alone.reconstruction, alone.exact) == (result.reconstruction, result.exact)
+
+    @pytest.mark.parametrize("decoding", [None, GREEDY], ids=["default", "greedy"])
+    def test_is_written_as_it_is_told(self, make: Make, decoding: DecodingConfig | None) -> None:
+        """The default search finds texts that are at least as probable as greedy ones, and here other ones."""
+        pipeline = make()
+        with torch.no_grad():
+            pipeline.model.decoder.out.bias[EOS] = -2.0  # neither empty nor endless
+        given = {} if decoding is None else {"decoding": decoding}
+        with torch.inference_mode():
+            inferred = pipeline.model.infer(batch(pipeline, *TURNS))
+            best = pipeline.decode(inferred.posterior.mean_BZ, inferred.context_BC, None, decoding or SEARCH)
+            greedy = pipeline.decode(inferred.posterior.mean_BZ, inferred.context_BC, None, GREEDY)
+        found = [result.reconstruction for result in pipeline.reconstruct(TURNS, **given)]
+        assert found == [pipeline.tokenizer.decode(text.ids) for text in best]
+        if decoding is None:
+            assert [text.ids for text in best] != [text.ids for text in greedy]
+            assert sum(text.log_prob for text in best) > sum(text.log_prob for text in greedy)
 
     def test_of_more_texts_than_fit_a_batch_keeps_their_order(self, make: Make) -> None:
         texts = [f"hello {i}" for i in range(260)]

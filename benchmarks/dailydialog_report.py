@@ -1,7 +1,8 @@
-"""README.md and report.png of the records of dailydialog.py: nothing in them is typed by hand but the published figures."""
+"""README.md and a picture of the records of dailydialog.py: nothing in them is typed by hand but the published figures."""
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,8 +152,8 @@ def reaches(row: Row) -> bool:
     return all(row.mean(*COLUMNS[name][0]) > least for name, least in GOAL.items())
 
 
-def write_report(records: Records) -> None:
-    """README.md in the folder of the records, and where there is a row, report.png."""
+def write_report(records: Records, picture: Path) -> None:
+    """README.md in the folder of the records, and where there is a row, the picture that it shows."""
     rows = rows_of(records.all("test"), records.all("validation"))
     models, baselines = [row for row in rows if row.rule], [row for row in rows if not row.rule]
     best = [f"{row.system} ({row.setting})" if row.rule else row.system for row in rows if reaches(row)]
@@ -169,7 +170,7 @@ def write_report(records: Records) -> None:
         "",
         f"Above {goal} at once: {', '.join(best) or 'none'}.",
         "",
-        "![legacy and standard F1 by length](report.png)",
+        f"![legacy and standard F1 by length]({os.path.relpath(picture, records.folder)})",
         "",
     ]
     worth = {"rows": len(PUBLISHED), "below": below_random(baselines), "long": _long(), "true": _true(rows)}
@@ -178,7 +179,7 @@ def write_report(records: Records) -> None:
     records.folder.mkdir(parents=True, exist_ok=True)
     (records.folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if rows:
-        _draw(models, baselines, records.folder / "report.png")
+        _draw(models, baselines, picture)
 
 
 def summary(records: Records) -> str:

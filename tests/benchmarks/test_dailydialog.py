@@ -238,7 +238,7 @@ def test_the_report_is_made_of_what_is_stored(tmp_path: Path) -> None:
         for kind in ("test", "validation"):
             records.get(f"{kind}/vhred.{seed}", lambda f1=f1, seed=seed: found(system="vhred", seed=seed, f1=f1))
     records.get("test/random.1", lambda: found(system="random", setting="", f1=0.111))
-    write_report(records)
+    write_report(records, tmp_path / "report.png")
     text = (tmp_path / "README.md").read_text()
     assert "| vhred | chosen: greedy | 2 | 0.200 ± 0.000 | 0.300 ± 0.000 | 0.331 ± 0.001 |" in text
     assert "| random | no model | 1 | 0.200 | 0.300 | 0.111 |" in text
@@ -258,7 +258,21 @@ def test_all_of_it_runs_and_nothing_is_done_twice(tmp_path: Path, monkeypatch: p
     }
     data, out, kept = write_talk(tmp_path / "data", talk), tmp_path / "out", tmp_path / "records"
     small = ["--max_steps", "3", "--vocab_size", "400", "--chosen_on", "4", "--contexts", "5", "--seeds", "1"]
-    command = ["--data", str(data), "--out", str(out), "--records", str(kept), *small, "--only", "cvae", "random", "fixed"]
+    command = [
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--records",
+        str(kept),
+        "--picture",
+        str(tmp_path / "report.png"),
+        *small,
+        "--only",
+        "cvae",
+        "random",
+        "fixed",
+    ]
     tried = {True: dailydialog.settings(True)[:2], False: dailydialog.settings(False)[:2]}
     monkeypatch.setattr(dailydialog, "settings", tried.__getitem__)
     dailydialog.main(command)
@@ -278,7 +292,7 @@ def test_all_of_it_runs_and_nothing_is_done_twice(tmp_path: Path, monkeypatch: p
     dailydialog.main(command)
     with pytest.raises(SystemExit, match="other settings"):
         dailydialog.main([*command, "--max_steps", "4"])
-    dailydialog.main(["--records", str(kept), "--report"])
+    dailydialog.main(["--records", str(kept), "--picture", str(tmp_path / "report.png"), "--report"])
     assert {path: path.stat().st_mtime_ns for path in kept.rglob("*.json")} == files
     text = (kept / "README.md").read_text()
     assert all(f"| {name} |" in text for name in ("cvae", "random", "fixed"))
@@ -295,7 +309,16 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(dailydialog, "train", stop)
     data = write_talk(tmp_path / "data", {split: [" ".join(WORDS) + " __eou__ hello __eou__"] * 9 for split in SPLITS})
     kept = tmp_path / "records"
-    folders = ["--data", str(data), "--out", str(tmp_path / "out"), "--records", str(kept)]
+    folders = [
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "out"),
+        "--records",
+        str(kept),
+        "--picture",
+        str(tmp_path / "report.png"),
+    ]
     command = [*folders, "--only", "hred", "--seeds", "2", "--vocab_size", "330"]
     for _ in range(2):
         with pytest.raises(SystemExit, match="stopped"):

@@ -18,8 +18,8 @@ BY-NC-SA 4.0), and so no models trained on them are given away.
 5. Scores the baselines of dailydialog_baselines, which read no model, in the same way.
 
 benchmarks/dailydialog holds a JSON file for each training run and each system, seed and setting, and what is there is not made
-again; `--report` makes its README.md and docs/dailydialog.png of them. One thread; on a CPU a run takes about 11 to 17 minutes
-to train and 8 to measure.
+again (to make it anew give other `--records`); `--report` makes its README.md and docs/dailydialog.png of them. One thread; on
+a CPU a run takes about 11 to 17 minutes to train and 8 to measure.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class Table:
         config = run_config(name, seed, self.options)
         record = self.records.get(f"training/{name}.{seed}", lambda: trained(config, self.corpus, run))
         if _lasting(record["config"]) != _lasting(dataclasses.asdict(config)):
-            raise SystemExit(f"{run} was trained with other settings. Choose another --out, or remove it and its records")
+            raise SystemExit(f"{run} was trained with other settings. Choose another --out and --records")
         return Model(run, seed, self.options.device)
 
     def _measured(

@@ -13,7 +13,8 @@ is and is not looked at before the marks stand. Marks are a line of ten letters 
     o  off-topic: a sentence in order, but not as an answer to what was said
     b  broken: not a sentence that anybody would write
 
-`report` counts, and writes docs/reading.md with every reply and its mark.
+`report` counts, and writes docs/reading.md with every reply and its mark. The marks that are stored were made on a sheet drawn
+with `min_change` 0.2; 41 replies that came in their places with 0.5 were marked by themselves, without names.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def draw(options: argparse.Namespace) -> None:
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / "sheet.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     settings = {name: Path(str(value)).name for name, value in vars(options).items() if name != "job"}
-    settings |= {"temperature": str(decoding.temperature), "mmi_weight": str(responses.mmi_weight)}
+    settings |= {"temperature": f"{decoding.temperature:g}"}
+    settings |= {key: f"{getattr(responses, key):g}" for key in ("mmi_weight", "min_change")}
     (FOLDER / "key.json").write_bytes(to_json({"settings": settings, "contexts": key}))
 
 
@@ -90,7 +92,8 @@ def report() -> str:
         "random order without knowing whose they were, by one reader, of the authors, who has seen replies of both before. "
         f"With a latent: chitchat-vhred, temperature {settings['temperature']}; without: chitchat-hred, temperature "
         f"{settings['baseline_temperature']}, at which its replies are about as varied; both ranked by mmi of weight "
-        f"{settings['mmi_weight']}. Shares of replies, and their standard errors over contexts.",
+        f"{settings['mmi_weight']}, any two of the five differing in at least {settings['min_change']} of their words. Shares "
+        "of replies, and their standard errors over contexts.",
         "",
         "| | fits | off-topic | broken | a reply that fits among the five | first reply fits | words a reply |",
         "|---|---:|---:|---:|---:|---:|---:|",

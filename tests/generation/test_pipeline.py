@@ -584,6 +584,8 @@ class TestRefusals:
             (lambda p: p.interpolate("hello", "yes", 201), "steps", "201"),
             (lambda p: p.interpolate("hello", "yes", 7, method="x"), "method must be slerp or lerp", "'x'"),
             (lambda p: p.interpolate("hello", "yes", context=5), "context must be a list of turns", "int"),
+            (lambda p: p.reconstruct(["hello"], decoding=DecodingConfig()), "decoding must not draw", "temperature 0.5"),
+            (lambda p: p.interpolate("hello", "yes", decoding=DecodingConfig()), "decoding must not draw", "temperature 0.5"),
             (lambda p: p.reconstruct(["hello"], 257), "n must be a whole number from 0 to 256", "257"),
             (lambda p: p.variations("hello", 0), "n must be a whole number from 1 to 256", "0"),
             (lambda p: p.variations("hello", radius=0), "radius must be above 0 and at most 10", "0"),

@@ -82,6 +82,7 @@ def _respond(service: Service) -> None:
         html(fragments.note(_NO_CONTEXT))
         return
     past = gr.State([], time_to_live=3600)
+    usual = TALK[0].temperature
     with gr.Row(equal_height=False):
         with gr.Column(scale=5, min_width=320):
             talk = html(fragments.transcript([]))
@@ -98,14 +99,7 @@ def _respond(service: Service) -> None:
             with gr.Accordion("Settings", open=False):
                 settings = [
                     gr.Slider(1, _SHOWN, 4, step=1, label="Replies to choose from"),
-                    gr.Slider(
-                        0,
-                        2,
-                        TALK[0].temperature,
-                        step=0.05,
-                        label="Temperature",
-                        info="0: the likeliest words; higher: bolder ones",
-                    ),
+                    gr.Slider(0, 2, usual, step=0.05, label="Temperature", info="0: the likeliest words; higher: bolder ones"),
                     gr.Radio(list(_RANKS), value=next(iter(_RANKS)), label="The best reply is the one that is"),
                     gr.Number(1, precision=0, label="Seed", info="Same seed, same lines: same replies. Empty: always others"),
                 ]

@@ -223,10 +223,11 @@ class Pipeline(Publishing):
             decoding: how text is written, without drawing: greedily, or by a beam search.
 
         Raises:
-            UserError: no text, one too long, or n out of range.
+            UserError: no text, one too long, n out of range, or `decoding` draws.
             ModelError: the model has no latent.
         """
         in_range("n", n, 0, MAX_REPLIES)
+        _check_draws_nothing(decoding)
         windows, seed = self._latent_windows(texts), seed_of(seed)
         parts = (slice(i, i + _ROWS) for i in range(0, len(windows), _ROWS))
         return [result for part in parts for result in self._reconstruct(texts[part], windows[part], n, seed, decoding)]
@@ -281,10 +282,11 @@ class Pipeline(Publishing):
             decoding: how text is written, without drawing: greedily, or by a beam search.
 
         Raises:
-            UserError: fewer than 2 steps or more than 200.
+            UserError: fewer than 2 steps or more than 200, or `decoding` draws.
             ModelError: the model has no latent, or there is a context and it reads none.
         """
         check_path(steps, method)
+        _check_draws_nothing(decoding)
         windows = self._latent_windows([a, b], [context, context])
         ends = self.infer(windows)
         mean_BZ, context_SC = ends.posterior.mean_BZ, ends.context_BC[:1].expand(steps, -1)
@@ -410,6 +412,11 @@ class Pipeline(Publishing):
 
 
 _NOTHING = Window([], np.zeros(0, np.int64), [])
+
+
+def _check_draws_nothing(decoding: DecodingConfig) -> None:
+    if decoding.temperature and not decoding.beams:
+        raise UserError(f"decoding must not draw: set temperature to 0, or beams. Got temperature {decoding.temperature:g}")
 
 
 def _is(text: Decoded, window: Window) -> bool:

@@ -150,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             for seed in [min(options.seeds)] if name in ONE_SEED else options.seeds:
                 table.baseline(name, seed)
+    elif not Records(options.records).all("test"):
+        parser.error(f"there is no record of a row in {options.records / 'test'}: nothing to report")
     write_report(Records(options.records), options.picture)
 
 

@@ -247,6 +247,14 @@ def test_the_report_is_made_of_what_is_stored(tmp_path: Path) -> None:
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_without_records_there_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        dailydialog.main(["--records", str(tmp_path / "none"), "--report"])
+    assert stop.value.code == 2
+    assert str(tmp_path / "none" / "test") in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_all_of_it_runs_and_nothing_is_done_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = random.Random(0)
     talk = {

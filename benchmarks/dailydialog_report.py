@@ -307,14 +307,20 @@ class Mark(NamedTuple):
 
 
 def _draw(models: Sequence[Row], baselines: Sequence[Row], out: Path) -> None:
-    """F1 over the length of the replies, legacy and standard; a line through random turns of rising length."""
-    kinds = ((VERMILION, "no model"), (BLUE, "chosen on the validation"), (ORANGE, "papers' decoding"), (GREY, "published"))
+    """F1 over the length of the replies, legacy and standard; a line through random turns of rising length.
+
+    Systems decoded as was chosen stand too close to each other to be named.
+    """
+    kinds = (
+        (VERMILION, "no model"), (BLUE, "each system, setting chosen on the validation"), (ORANGE, "papers' decoding"),
+        (GREY, "published"),
+    )  # fmt: skip
     with picture(out, (16, 7)) as figure:
         panels = []
         for axes, name in zip(figure.subplots(1, 2), ("F1", "standard F1"), strict=True):
             path, factor, _ = COLUMNS[name]
             marks = [
-                Mark(row.mean("words"), factor * row.mean(*path), row.system, *kind)
+                Mark(row.mean("words"), factor * row.mean(*path), "" if row.rule == "chosen" else row.system, *kind)
                 for kind, rows in (
                     ((BLUE, "o"), [row for row in models if row.rule == "chosen"]),
                     ((ORANGE, "o"), [row for row in models if row.rule == "papers"]),
@@ -340,11 +346,12 @@ def _draw(models: Sequence[Row], baselines: Sequence[Row], out: Path) -> None:
 
 def _label(axes: Any, marks: Sequence[Mark]) -> None:
     """Writes their names beside the marks, none over another; a name without a place is left out."""
-    texts = [axes.text(0, 0, mark.label, fontsize=8, color=mark.colour, transform=axes.transAxes) for mark in marks]
-    anchors_L2 = axes.transData.transform([(mark.x, mark.y) for mark in marks])
+    named = [mark for mark in marks if mark.label]
+    texts = [axes.text(0, 0, mark.label, fontsize=8, color=mark.colour, transform=axes.transAxes) for mark in named]
+    marks_M2, anchors_L2 = (axes.transData.transform([(mark.x, mark.y) for mark in some]) for some in (marks, named))
     sizes_L2 = np.array([text.get_window_extent().size for text in texts])
     area = axes.get_window_extent()
-    for text, place in zip(texts, place_labels(anchors_L2, sizes_L2, (*area.min, *area.max), anchors_L2), strict=True):
+    for text, place in zip(texts, place_labels(anchors_L2, sizes_L2, (*area.min, *area.max), marks_M2), strict=True):
         if place is None:
             text.remove()
         else:

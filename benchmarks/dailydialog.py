@@ -19,7 +19,7 @@ BY-NC-SA 4.0), and so no models trained on them are given away.
 
 benchmarks/dailydialog holds a JSON file for each training run and each system, seed and setting, and what is there is not made
 again (to make it anew give other `--records`); `--report` makes its README.md and docs/dailydialog.png of them. One thread; on
-a CPU a run takes about 11 to 17 minutes to train and 8 to measure.
+a CPU a run takes about 11 to 20 minutes to train and 8 to measure.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ from vrae.bundled import folder
 from vrae.config import GREEDY, SEARCH, BatchConfig, DecodingConfig
 from vrae.corpus.batches import Windows
 from vrae.corpus.prepared import Corpus
+from vrae.errors import UserError
 from vrae.evaluation.likelihood import measure, measure_information, measure_turns, summarise
 from vrae.evaluation.quality import ANCESTRAL, draw_samples, perplexity, real_turns, reconstruction
 from vrae.files import to_json, write_file
@@ -191,11 +192,14 @@ def main() -> None:
         if not (options.data and options.runs):
             parser.error("--data and --runs are needed, but for --tables")
         torch.set_num_threads(1)
-        corpus = Corpus(options.data)
-        judge = Pipeline.load(options.runs / "chitchat-rnnlm")
+        names = options.names or NAMES
+        try:
+            corpus = Corpus(options.data)
+            judge, *runs = (Pipeline.load(options.runs / name) for name in ["chitchat-rnnlm", *names])
+        except UserError as error:
+            parser.error(str(error))
         RECORDS.mkdir(exist_ok=True)
-        for name in options.names or NAMES:
-            run = Pipeline.load(options.runs / name)
+        for name, run in zip(names, runs, strict=True):
             shipped = folder(name) is not None
             pipeline = load(name) if shipped else run
             Z, turns = pipeline.model.config.latent_size, pipeline.model.config.context_turns
@@ -209,8 +213,7 @@ def main() -> None:
                 if wanted and key not in record:
                     print(f"measuring {name}: {key}", flush=True)
                     write_file(RECORDS / f"{name}.json", to_json({**record, **find()}))
-    names = {name for runs in ABLATIONS.values() for name in runs}
-    made = tables(stored()) | {name: ablation(runs, search.stored(names)) for name, runs in ABLATIONS.items()}
+    made = tables(stored()) | {name: ablation(runs, search.stored(runs)) for name, runs in ABLATIONS.items()}
     made["dailydialog"] = summary(Records(dailydialog.RECORDS))
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")

@@ -29,6 +29,7 @@ import yaml  # type: ignore[import-untyped]
 from vrae.config import BatchConfig, RunConfig, from_dict
 from vrae.corpus.batches import Windows
 from vrae.corpus.prepared import Corpus
+from vrae.errors import UserError
 from vrae.evaluation.likelihood import measure_information, measure_turns, summarise
 from vrae.evaluation.quality import reconstruction
 from vrae.files import to_json, write_file
@@ -210,7 +211,11 @@ def main() -> None:
         record = FOLDER / f"{name}.json"
         if not record.is_file():
             config, corpus = config_of(name, runs)
-            write_file(record, to_json(make(name, config, Corpus(options.data / corpus), options.out)))
+            try:
+                made = make(name, config, Corpus(options.data / corpus), options.out)
+            except UserError as error:
+                parser.error(str(error))
+            write_file(record, to_json(made))
     if options.table:
         found = stored(runs)
         changes = {

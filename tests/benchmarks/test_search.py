@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from pathlib import Path
+from types import ModuleType
 
 import dailydialog
 import pytest
@@ -85,3 +87,13 @@ def test_the_pages_tables_are_those_of_the_records() -> None:
         assert names
         for name in names:
             assert results.fill(text, name, made[name]) == text, f"{page}: {name}"
+
+
+@pytest.mark.parametrize("program", [search, results])
+def test_without_a_corpus_nothing_is_made(program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["x", "--data", str(tmp_path), "--out" if program is search else "--runs", str(tmp_path / "runs")]
+    monkeypatch.setattr("sys.argv", [*command, *(["vhred-8"] if program is search else [])])
+    with pytest.raises(SystemExit) as stop:
+        program.main()
+    assert stop.value.code == 2
+    assert not any(tmp_path.iterdir())

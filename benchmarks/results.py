@@ -193,6 +193,8 @@ def main() -> None:
             parser.error("--data and --runs are needed, but for --tables")
         torch.set_num_threads(1)
         names = options.names or NAMES
+        if missing := [name for name in dict.fromkeys(["chitchat-rnnlm", *names]) if not (options.runs / name).is_dir()]:
+            parser.error(f"--runs {options.runs}: no run of {', '.join(missing)} there. Make it by benchmarks/search.py")
         try:
             corpus = Corpus(options.data)
             judge, *runs = (Pipeline.load(options.runs / name) for name in ["chitchat-rnnlm", *names])

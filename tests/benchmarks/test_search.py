@@ -89,6 +89,16 @@ def test_the_pages_tables_are_those_of_the_records() -> None:
             assert results.fill(text, name, made[name]) == text, f"{page}: {name}"
 
 
+def test_results_name_the_runs_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "chitchat-vrae").mkdir()
+    monkeypatch.setattr("sys.argv", ["x", "--data", "corpus", "--runs", str(tmp_path), "chitchat-vrae", "chitchat-hred"])
+    with pytest.raises(SystemExit, match="2"):
+        results.main()
+    assert f"--runs {tmp_path}: no run of chitchat-rnnlm, chitchat-hred there" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("program", [search, results])
 def test_without_a_corpus_nothing_is_made(program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["x", "--data", str(tmp_path), "--out" if program is search else "--runs", str(tmp_path / "runs")]

@@ -64,6 +64,10 @@ ABLATIONS = {  # name of a table: its runs, and what they are; the first is what
         "space-no-dropout": "no dropout of values",
         "space-no-sentences": "turns alone, not their sentences",
     },
+    "words": {
+        "chitchat-vrae": "the recipe of chitchat-vrae",
+        "chitchat-vrae-no-word-dropout": "no dropout of words",
+    },
     "latents": {
         "rate-8-mixture": "32 dimensions",
         "latent-8": "8",

@@ -1,8 +1,9 @@
 """The shipped models on the test split, beside models of the same shape without a latent: the tables of docs/results.md.
 
     vrae prepare chitchat --out corpora/chitchat
-    for name in chitchat-rnnlm chitchat-vrae-bound chitchat-vrae chitchat-hred chitchat-vhred; do
-        vrae train --config $name --data corpora/chitchat --out runs/$name; done
+    vrae prepare chitchat --cleaning.sentences true --out corpora/sentences
+    python benchmarks/search.py --data corpora --out runs \
+        chitchat-rnnlm chitchat-vrae-bound chitchat-vrae chitchat-hred chitchat-vhred
     python benchmarks/results.py --data corpora/chitchat --runs runs
     python benchmarks/results.py --tables
 

@@ -7,9 +7,9 @@
 
 Runs are named in benchmarks/search/runs.yaml: `base` is another run, `corpus` is sentences where it is not chitchat, and the
 rest is what differs from the base, or from the defaults. Each is trained in `--out` (resumable: a second call goes on) and
-measured on the validation split; benchmarks/search/NAME.json is its record, and no run with a record is made again. `--table`
-writes benchmarks/search/README.md, and docs/rate-distortion.png of the runs of CURVE, which differ in the rate alone. The runs
-of ABLATIONS stand in docs/results.md too, where `benchmarks/results.py --tables` puts them.
+measured on the validation split; benchmarks/search/NAME.json is its record, and what has a record is not measured again.
+`--table` writes benchmarks/search/README.md, and docs/rate-distortion.png of the runs of CURVE, which differ in the rate alone.
+The runs of ABLATIONS stand in docs/results.md too, where `benchmarks/results.py --tables` puts them.
 """
 
 from __future__ import annotations
@@ -94,13 +94,15 @@ def config_of(name: str, runs: dict[str, dict[str, Any]]) -> tuple[RunConfig, st
     return config, corpus or "chitchat"
 
 
-def make(name: str, config: RunConfig, corpus: Corpus, out: Path) -> dict[str, Any]:
-    """Trains and measures a run; returns its record."""
+def make(config: RunConfig, corpus: Corpus, run: Path, path: Path) -> None:
+    """Trains in `run`, and measures into `path` where nothing is."""
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, threads=1))
     seconds = time.process_time()
-    result = train(config, corpus, out / name, resume=True)
+    result = train(config, corpus, run, resume=True)
     seconds = time.process_time() - seconds
-    pipeline = Pipeline.load(out / name)
+    if path.is_file():
+        return
+    pipeline = Pipeline.load(run)
     model = pipeline.model
     batches = BatchConfig(tokens=4096, max_turn_tokens=MAX_TURN_TOKENS)
     K_turns = model.config.context_turns
@@ -122,7 +124,7 @@ def make(name: str, config: RunConfig, corpus: Corpus, out: Path) -> dict[str, A
             short = Windows(corpus["validation"], dataclasses.replace(batches, max_turn_tokens=longest), K_turns)
             quality = reconstruction(pipeline, (batch for _, batch in short.in_order(REBUILT)))
             record |= {f"exact_{longest}": quality.exact, f"bleu_{longest}": quality.bleu}
-    return record
+    write_file(path, to_json(record))
 
 
 def table(records: dict[str, dict[str, Any]], what: dict[str, str]) -> str:
@@ -208,18 +210,17 @@ def main() -> None:
     runs = yaml.safe_load((FOLDER / "runs.yaml").read_text())
     if unknown := set(options.names) - runs.keys():
         parser.error(f"no run {', '.join(sorted(unknown))} in runs.yaml; there are {', '.join(runs)}")
+    if not (options.names or options.table):
+        parser.error("nothing to do: name runs, or give --table")
     if options.names and not (options.data and options.out):
         parser.error("a run needs --data and --out")
     torch.set_num_threads(1)
     for name in options.names:
-        record = FOLDER / f"{name}.json"
-        if not record.is_file():
-            config, corpus = config_of(name, runs)
-            try:
-                made = make(name, config, Corpus(options.data / corpus), options.out)
-            except UserError as error:
-                parser.error(str(error))
-            write_file(record, to_json(made))
+        config, corpus = config_of(name, runs)
+        try:
+            make(config, Corpus(options.data / corpus), options.out / name, FOLDER / f"{name}.json")
+        except UserError as error:
+            parser.error(str(error))
     if options.table:
         found = stored(runs)
         changes = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +19,8 @@ from dailydialog_report import summary
 
 from vrae.apps.parser import configs
 from vrae.config import RunConfig, from_dict
+from vrae.corpus.prepared import Corpus
+from vrae.generation.pipeline import Pipeline
 
 RUNS = yaml.safe_load((search.FOLDER / "runs.yaml").read_text(encoding="utf-8"))
 RECORDS = {path.stem: json.loads(path.read_text()) for path in sorted(search.FOLDER.glob("*.json"))}
@@ -100,10 +103,39 @@ def test_results_name_the_runs_that_are_missing(
 
 
 @pytest.mark.parametrize("program", [search, results])
-def test_without_a_corpus_nothing_is_made(program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command = ["x", "--data", str(tmp_path), "--out" if program is search else "--runs", str(tmp_path / "runs")]
-    monkeypatch.setattr("sys.argv", [*command, *(["vhred-8"] if program is search else [])])
-    with pytest.raises(SystemExit) as stop:
+def test_without_a_corpus_nothing_is_made(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, place = ("vhred-8", "--out") if program is search else ("chitchat-rnnlm", "--runs")
+    (tmp_path / "runs" / "chitchat-rnnlm").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("sys.argv", ["x", "--data", str(tmp_path / "none"), place, str(tmp_path / "runs"), name])
+    with pytest.raises(SystemExit, match="2"):
         program.main()
-    assert stop.value.code == 2
-    assert not any(tmp_path.iterdir())
+    assert re.search(rf"error: {tmp_path / 'none'}.*: not a prepared corpus", capsys.readouterr().err)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_with_a_record_is_made_again_and_not_measured(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who follows the page has its runs, and the records that it was written from."""
+    tiny = {"model.latent_size": 2, "model.embedding_size": 4, "model.hidden_size": 6, "train.max_steps": 2}
+    (tmp_path / "runs.yaml").write_text(yaml.safe_dump({"tiny": {"corpus": corpus.path.name, **tiny}}))
+    monkeypatch.setattr(search, "FOLDER", tmp_path)
+    monkeypatch.setattr("sys.argv", ["x", "--data", str(corpus.path.parent), "--out", str(tmp_path / "runs"), "tiny"])
+    search.main()
+    record = (tmp_path / "tiny.json").read_bytes()
+    assert json.loads(record)["step"] == 2
+    shutil.rmtree(tmp_path / "runs")
+    monkeypatch.setattr(search, "measure_turns", lambda *_, **__: pytest.fail("measured again"))
+    search.main()
+    assert Pipeline.load(tmp_path / "runs" / "tiny").info["step"] == 2
+    assert (tmp_path / "tiny.json").read_bytes() == record
+
+
+def test_search_says_when_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["x"])
+    with pytest.raises(SystemExit, match="2"):
+        search.main()
+    assert "nothing to do: name runs, or give --table" in capsys.readouterr().err

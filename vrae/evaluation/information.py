@@ -122,7 +122,7 @@ def information(posterior: Density, prior: Density, noise_NX: Tensor) -> Informa
 
     Args:
         posterior: q(z | x, c) of the N turns.
-        prior: p(z | c) of the same.
+        prior: p(z | c) of the same; or of one of them, where it is the same for all.
         noise_NX: standard normal, what the z are made of.
     """
     N = len(noise_NX)
@@ -133,7 +133,7 @@ def information(posterior: Density, prior: Density, noise_NX: Tensor) -> Informa
     own = select(posterior, rows_R)
     z_RZ = own.sample(noise_NX[rows_R])
     log_own_R = own.log_prob(z_RZ).double().sum(-1)
-    log_aggregated_R, log_prior_R = log_mean_density(posterior, z_RZ, N), log_mean_density(prior, z_RZ, N)
+    log_aggregated_R, log_prior_R = log_mean_density(posterior, z_RZ, N), log_mean_density(prior, z_RZ, len(prior.mean_BZ))
     return Information(N, *_mean(log_own_R - log_aggregated_R), *_mean(log_aggregated_R - log_prior_R))
 
 

@@ -23,7 +23,7 @@ from vrae.distributed import first, rank, world
 from vrae.evaluation.information import ActiveUnits, Information, Verdict, information, verdict
 from vrae.evaluation.turns import Turns, join_turns, measure_batch
 from vrae.model.bound import Noise
-from vrae.model.gaussian import join, select
+from vrae.model.gaussian import each_tensor, join, select
 from vrae.model.vrae import VRAE
 
 # To first order (delta method on the log of a mean) nll_iw is too high by 1 / (2 effective) - 1 / (2 k): with 5 effective
@@ -140,7 +140,10 @@ def measure_information(model: VRAE, windows: Windows, *, limit: int = 0, seed: 
             posteriors.append(inferred.posterior)
             priors.append(inferred.prior)
         order_N = torch.from_numpy(np.argsort(np.concatenate(numbers))).to(model.device)
-        return information(select(join(posteriors), order_N), select(join(priors), order_N), torch.cat(noises)[order_N])
+        posterior, prior = select(join(posteriors), order_N), each_tensor(inferred.prior, lambda part: part[:1])
+        if inferred.context_BC.shape[1]:  # else it is the same for all
+            prior = select(join(priors), order_N)
+        return information(posterior, prior, torch.cat(noises)[order_N])
 
 
 def summarise(turns: Turns, carried: Information, windows: Windows, k: int) -> Bound:

@@ -13,9 +13,9 @@ bound to that of their runs.
 Of each: the bound on an even sample of the test turns of at most 32 tokens, importance-weighted with k = 500, the same turns
 for all, in nats; of what reconstructs, how many of the turns of at most 8 tokens come back word for word and BLEU-4 of those of
 at most 16, from the posterior mean, greedily and by the beam search of `vrae reconstruct`; of autoencoders, the perplexity
-under chitchat-rnnlm of 2,000 turns drawn from the prior, by the model's own distribution, by the default decoding and by that
-beam search, beside that of as many real ones. benchmarks/results/NAME.json is the record, and what it has is not measured
-again. `--tables` puts the tables under their marks in docs/results.md and README.md.
+under chitchat-rnnlm of 2,000 turns drawn from the prior, by the model's own distribution, at temperature 0.5 with top-p 0.9,
+and by that beam search, the default of `vrae sample`, beside that of as many real ones. benchmarks/results/NAME.json is the
+record, and what it has is not measured again. `--tables` puts the tables under their marks in docs/results.md and README.md.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ BASELINE = {  # of the same shape, without a latent
 }
 NAMES = list(dict.fromkeys([*BASELINE.values(), *BASELINE]))
 MAX_TURN_TOKENS, TURNS, K, SAMPLES = 32, 1000, 500, 2000
-DRAWN = {"forward": ANCESTRAL, "forward_default": DecodingConfig(), "forward_search": SEARCH}
+DRAWN = {"forward": ANCESTRAL, "forward_drawn": DecodingConfig(), "forward_search": SEARCH}
 
 
 def measured(name: str, pipeline: Pipeline, corpus: Corpus) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def tables(records: dict[str, dict[str, Any]]) -> dict[str, str]:
     ]
     text = [
         "| | rate | exact, at most 8 tokens: greedy | searched | BLEU-4, at most 16: greedy | searched "
-        "| forward perplexity: own distribution | default decoding | searched |",
+        "| forward perplexity: own distribution | at T 0.5, top-p 0.9 | searched |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, record in records.items():

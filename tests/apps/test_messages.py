@@ -72,6 +72,7 @@ WRONG = {
     "compress folder --model model --out b": "folder: cannot read: Is a directory",
     "decompress a.txt --model model --out b": "a.txt: not a file that `vrae compress` has written",
     "decompress empty.txt --model model --out b": "empty.txt: not a file that `vrae compress` has written",
+    "sample --model alone --temperature 1": "--temperature 1 draws words, --beams 4 does not: add --beams 0",
     "chat --model alone": "this model reads no context (model.context_turns is 0) and cannot converse: use vrae sample",
     "chat --model model -n 0": "n must be a whole number from 1 to 256. Got 0",
     "chat --model model --temperature -1": "temperature must be in [0, 5]. Got -1.0",

@@ -32,6 +32,7 @@ from vrae.apps.latent_map import latent_map
 from vrae.apps.page import build
 from vrae.apps.serve import Served, serve
 from vrae.apps.service import MAX_K, MAX_POINTS, MAX_TEXTS, Service
+from vrae.config import DecodingConfig
 from vrae.corpus.prepared import Corpus
 from vrae.corpus.tokenizer import EOS
 from vrae.errors import ModelError, UserError
@@ -136,6 +137,11 @@ class TestApi:
         assert main(["sample", "-n3", "--seed=1", "--model", model, "--json"]) == 0
         printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert call(served, "sample", {"n": 3, "seed": 1}) == {"samples": printed}
+
+    def test_words_of_samples_are_drawn_at_a_temperature(self, served: Served, model: str) -> None:
+        found = call(served, "sample", {"n": 3, "seed": 1, "temperature": 2.0, "top_p": 0.5})["samples"]
+        wanted = load(model).sample(3, seed=1, decoding=DecodingConfig(temperature=2.0, top_p=0.5))
+        assert found == [dataclasses.asdict(sample) for sample in wanted]
 
     def test_settings_of_a_reply_reach_the_model(self, served: Served, model: str, capsys: pytest.CaptureFixture[str]) -> None:
         settings = {"temperature": 1.5, "top_p": 0.5, "rank": "mmi", "candidates": 3}

@@ -296,6 +296,27 @@ class TestSample:
         assert rows == [256, 44]
         assert len(set(samples)) > 250
 
+    def test_unless_told_searches_for_the_text_of_each_latent(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        pipeline, seen = make(0, 8), []
+        start = pipeline.model.decoder.start
+
+        def spy(z_BZ: Tensor, context_BC: Tensor) -> DecoderState:
+            seen.append(z_BZ)
+            return start(z_BZ, context_BC)
+
+        monkeypatch.setattr(pipeline.model.decoder, "start", spy)
+        samples = list(pipeline.sample(5, seed=1))
+        assert samples == pipeline.decode_latents(seen[0].numpy(), decoding=SEARCH)
+        assert samples == list(pipeline.sample(5, seed=1, decoding=SEARCH))
+        assert len(set(samples)) > 1
+
+    @pytest.mark.parametrize("context_turns", [0, 2])
+    def test_without_a_latent_draws_the_words_unless_told(self, make: Make, context_turns: int) -> None:
+        pipeline = make(context_turns, 0)
+        samples = list(pipeline.sample(5, seed=1))
+        assert samples == list(pipeline.sample(5, seed=1, decoding=DecodingConfig()))
+        assert len(set(samples)) > 1
+
 
 class TestReconstruct:
     @pytest.mark.parametrize("context_turns", [0, 3])

@@ -18,7 +18,7 @@ from jsonargparse import Namespace
 
 from vrae.apps.bulk import Result, print_json, run
 from vrae.bundled import NAMES
-from vrae.config import DecodingConfig, EvaluateConfig, ResponseConfig
+from vrae.config import SEARCH, DecodingConfig, EvaluateConfig, ResponseConfig
 from vrae.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,7 +102,10 @@ def serve(values: Namespace) -> int:
 
 
 def sample(values: Namespace) -> int:
-    for found in _load(values).sample(values.n, seed=values.seed, decoding=_config(DecodingConfig, values)):
+    decoding = _config(DecodingConfig, values)
+    if decoding.beams and decoding.temperature:
+        raise UserError(f"--temperature {decoding.temperature:g} draws words, --beams {decoding.beams} does not: add --beams 0")
+    for found in _load(values).sample(values.n, seed=values.seed, decoding=None if decoding == SEARCH else decoding):
         if values.json:
             print_json(dataclasses.asdict(found))
         else:

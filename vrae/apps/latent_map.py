@@ -5,8 +5,9 @@ Shape legend: N sentences, S points of a path, Z latent; 2 is (x, y), of a path 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from vrae.generation.latent import slerp
 from vrae.generation.pipeline import Pipeline
 from vrae.training.run_folder import corpus_of
 
-_DRAWN = 4  # as many turns are drawn from the prior for each that is wanted: short ones often come out the same
+_DRAWN = 4  # as many turns are drawn from the prior for each that is wanted, at most: short ones may come out the same
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,17 @@ def turns_of(pipeline: Pipeline, model: str, data: str, count: int, seed: int) -
     try:
         corpus = Corpus(data or corpus_of(Path(model)))
         split = next((name for name in ("test", "validation") if len(corpus[name].turns) > count), "train")
-        return _different(even_turns(pipeline, corpus, split, count)), f"turns of the corpus ({split})"
+        return list(_different(even_turns(pipeline, corpus, split, count))), f"turns of the corpus ({split})"
     except UserError:
         if data:
             raise
-    drawn = pipeline.sample(_DRAWN * count, seed=seed)
-    return _different([sample.text for sample in drawn if sample.text])[:count], "turns drawn from the model"
+    drawn = (sample.text for sample in pipeline.sample(_DRAWN * count, seed=seed) if sample.text)
+    return list(islice(_different(drawn), count)), "turns drawn from the model"
 
 
-def _different(texts: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(texts))
+def _different(texts: Iterable[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for text in texts:
+        if text not in seen:
+            seen.add(text)
+            yield text

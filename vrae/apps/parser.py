@@ -15,6 +15,7 @@ from vrae.apps.help import Command
 from vrae.bundled import NAMES, Job
 from vrae.config import (
     CHITCHAT_CLEANING,
+    SEARCH,
     TALK,
     CleaningConfig,
     DecodingConfig,
@@ -189,6 +190,7 @@ def _add_text_jobs(add: Callable[..., Command]) -> None:
     _add_serve(add("serve", "A page in the browser and a JSON API: talk, walk the latent space.", "vrae serve run --port 7860"))
     sample = add("sample", "Turns drawn from the prior.", "vrae sample -n 5 --seed 1")
     _add_generation(sample, "turns", "sentences")
+    sample.set_defaults(dataclasses.asdict(SEARCH))
     reconstruct = add("reconstruct", "Encode a turn and decode it again.", 'vrae reconstruct "how are you today?" -n 3')
     reconstruct.add_argument("texts", nargs="*", type=str, help="turns; none or -: JSON lines from --input or stdin")
     reconstruct.add_argument("-n", "--n", type=int, default=0, help="draws of the posterior to decode, besides its mean")

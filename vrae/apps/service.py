@@ -71,12 +71,13 @@ class Service:
         self,
         n: int = 5,
         seed: int | None = None,
-        temperature: float = DecodingConfig.temperature,
+        temperature: float = 0.0,
         top_p: float = DecodingConfig.top_p,
     ) -> Result:
-        """n turns, each from a latent of its own drawn from the prior."""
+        """n turns, each from a latent of its own drawn from the prior; their words are drawn too at a temperature above 0."""
         in_range("n", n, 1, MAX_TEXTS)
-        found = self.space.sample(n, seed=seed, decoding=_decoding(temperature, top_p))
+        drawn = _decoding(temperature, top_p)
+        found = self.space.sample(n, seed=seed, decoding=drawn if temperature else None)
         return {"samples": [dataclasses.asdict(sample) for sample in found]}
 
     def reconstruct(self, text: str, n: int = 0, seed: int | None = None) -> Result:

@@ -199,9 +199,20 @@ class Pipeline(Publishing):
         return respond(self, windows, n, seed=seed, decoding=decoding, responses=responses, background=background)
 
     def sample(self, n: int = 5, *, seed: int | None = None, decoding: DecodingConfig | None = None) -> Iterator[Sample]:
-        """`n` turns from the prior (without context). Raises UserError when n is out of range."""
+        """`n` turns from the prior (without context).
+
+        Args:
+            n: 1 to 10,000.
+            seed: of the draws.
+            decoding: how text is written. None: by the search for the most probable text of each latent, whose draws are what
+                makes the texts differ; a model without a latent draws the words (`DecodingConfig()`).
+
+        Raises:
+            UserError: n out of range.
+        """
         in_range("n", n, 1, MAX_SAMPLES)
-        return timed_steps(self._sample(n, seed_of(seed), decoding or DecodingConfig()), self.max_seconds)
+        decoding = decoding or (SEARCH if self.model.config.latent_size else DecodingConfig())
+        return timed_steps(self._sample(n, seed_of(seed), decoding), self.max_seconds)
 
     def _sample(self, n: int, seed: int, decoding: DecodingConfig) -> Iterator[Sample]:
         prior, context_1C = self.condition([_NOTHING])

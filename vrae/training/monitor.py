@@ -20,7 +20,6 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from vrae.config import DecodingConfig
 from vrae.corpus.batches import Windows
 from vrae.corpus.prepared import Split
 from vrae.corpus.tokenizer import Tokenizer
@@ -216,16 +215,16 @@ class Watch:
 
 def show(pipeline: Pipeline, windows: Windows) -> dict[str, list[Any]]:
     """A few things a model does with turns of a split, the same inputs and noise each time: samples for `Monitor.samples`."""
-    config, decoding = pipeline.model.config, DecodingConfig()
+    config = pipeline.model.config
     chosen = windows.target_N[:: max(len(windows) // 5, 1)][:5].tolist()
     texts = [pipeline.tokenizer.decode(windows.split.turn(turn))[:MAX_CHARACTERS] for turn in chosen]
     shown: dict[str, list[Any]] = {}
     if config.latent_size:
         shown["reconstruction"] = [[r.text, r.reconstruction] for r in pipeline.reconstruct(texts)]
     if config.context_turns:
-        replies = pipeline.respond_many([[text] for text in texts], 2, seed=0, decoding=decoding)
+        replies = pipeline.respond_many([[text] for text in texts], 2, seed=0)
         shown["reply"] = [[text, *(r.text for r in found)] for text, found in zip(texts, replies, strict=True)]
-    shown["sample"] = [s.text for s in pipeline.sample(5, seed=0, decoding=decoding)]
+    shown["sample"] = [s.text for s in pipeline.sample(5, seed=0)]
     return shown
 
 

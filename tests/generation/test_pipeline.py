@@ -38,6 +38,7 @@ HOSTILE = ["\ud800", "a\x00b\x1b[31m", "\u202eabc", "😀" * 9, "", "   \n", "</
 SHAPES = [(k, z) for k, z in product([0, 1, 3], [0, 8])]
 
 Make = Callable[..., Pipeline]
+Started = list[tuple[Tensor, Tensor]]
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +54,20 @@ def make(corpus: Corpus) -> Make:
         return Pipeline(model, corpus.tokenizer, {"corpus": {"cleaning": cleaning}} if cleaning is not None else {})
 
     return make
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    """The latents and contexts of all texts that are begun during the test, as they go together."""
+    seen: Started = []
+    real = Decoder.start
+
+    def spy(decoder: Decoder, z_BZ: Tensor, context_BC: Tensor) -> DecoderState:
+        seen.append((z_BZ, context_BC))
+        return real(decoder, z_BZ, context_BC)
+
+    monkeypatch.setattr(Decoder, "start", spy)
+    return seen
 
 
 @pytest.fixture
@@ -268,45 +283,24 @@ class TestSample:
         assert len(finished) > 4
         assert [samples[i].log_prob for i in finished] == pytest.approx(log_prob.tolist(), abs=1e-9)
 
-    def test_draws_its_latents_from_the_prior(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-        pipeline, seen = make(0, 8), []
-        start = pipeline.model.decoder.start
-
-        def spy(z_BZ: Tensor, context_BC: Tensor) -> DecoderState:
-            seen.append(z_BZ)
-            return start(z_BZ, context_BC)
-
-        monkeypatch.setattr(pipeline.model.decoder, "start", spy)
+    def test_draws_its_latents_from_the_prior(self, make: Make, started: Started) -> None:
+        pipeline = make(0, 8)
         list(pipeline.sample(4000, seed=0, decoding=DecodingConfig(max_tokens=1)))
-        z_SZ = torch.cat(seen)
+        z_SZ = torch.cat([z_BZ for z_BZ, _ in started])
         assert z_SZ.mean(0).abs().max() < 4 / 4000**0.5
         assert (z_SZ.var(0) - 1).abs().max() < 4 * (2 / 4000) ** 0.5
 
-    def test_of_many_is_decoded_in_chunks(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-        pipeline, rows = make(0, 8), []
-        start = pipeline.model.decoder.start
-
-        def spy(z_BZ: Tensor, context_BC: Tensor) -> DecoderState:
-            rows.append(len(z_BZ))
-            return start(z_BZ, context_BC)
-
-        monkeypatch.setattr(pipeline.model.decoder, "start", spy)
+    def test_of_many_is_decoded_in_chunks(self, make: Make, started: Started) -> None:
+        pipeline = make(0, 8)
         samples = list(pipeline.sample(300, seed=0, decoding=DecodingConfig(1.0, top_p=1.0, max_tokens=8)))
         assert len(samples) == 300
-        assert rows == [256, 44]
+        assert [len(z_BZ) for z_BZ, _ in started] == [256, 44]
         assert len(set(samples)) > 250
 
-    def test_unless_told_searches_for_the_text_of_each_latent(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-        pipeline, seen = make(0, 8), []
-        start = pipeline.model.decoder.start
-
-        def spy(z_BZ: Tensor, context_BC: Tensor) -> DecoderState:
-            seen.append(z_BZ)
-            return start(z_BZ, context_BC)
-
-        monkeypatch.setattr(pipeline.model.decoder, "start", spy)
+    def test_unless_told_searches_for_the_text_of_each_latent(self, make: Make, started: Started) -> None:
+        pipeline = make(0, 8)
         samples = list(pipeline.sample(5, seed=1))
-        assert samples == pipeline.decode_latents(seen[0].numpy(), decoding=SEARCH)
+        assert samples == pipeline.decode_latents(started[0][0].numpy(), decoding=SEARCH)
         assert samples == list(pipeline.sample(5, seed=1, decoding=SEARCH))
         assert len(set(samples)) > 1
 
@@ -316,6 +310,12 @@ class TestSample:
         samples = list(pipeline.sample(5, seed=1))
         assert samples == list(pipeline.sample(5, seed=1, decoding=DecodingConfig()))
         assert len(set(samples)) > 1
+
+    @pytest.mark.parametrize("decoding", [SEARCH, DecodingConfig(temperature=0.0), DecodingConfig(beams=2)])
+    def test_without_a_latent_and_without_drawing_words_is_one_text(self, make: Make, decoding: DecodingConfig) -> None:
+        assert len(list(make(0, 0).sample(1, decoding=decoding))) == 1
+        with pytest.raises(UserError, match=r"^n 2: this model has no latent .*all its texts are the same. Set beams to 0"):
+            make(0, 0).sample(2, decoding=decoding)
 
 
 class TestReconstruct:
@@ -465,20 +465,13 @@ class TestPosteriorSamples:
 
 class TestVariations:
     @pytest.mark.parametrize("context_turns", [0, 3])
-    def test_lie_around_the_text_at_the_radius(self, make: Make, monkeypatch: pytest.MonkeyPatch, context_turns: int) -> None:
-        pipeline, seen = make(context_turns), []
-        start = pipeline.model.decoder.start
-
-        def spy(z_BZ: Tensor, context_BC: Tensor) -> DecoderState:
-            seen.append((z_BZ, context_BC))
-            return start(z_BZ, context_BC)
-
-        monkeypatch.setattr(pipeline.model.decoder, "start", spy)
+    def test_lie_around_the_text_at_the_radius(self, make: Make, started: Started, context_turns: int) -> None:
+        pipeline = make(context_turns)
         context = DIALOGUE if context_turns else []
         pipeline.variations("hello how are you", 6, radius=0.8, seed=1, context=context)
         with torch.inference_mode():
             inferred = pipeline.model.infer(batch(pipeline, "hello how are you", context=context))
-        for z_BZ, context_BC in seen:
+        for z_BZ, context_BC in started:
             offsets = (z_BZ - inferred.posterior.mean_BZ) / (0.5 * inferred.prior.log_var_BZ).exp()
             assert offsets.square().mean(1).sqrt().tolist() == pytest.approx([0.8] * len(z_BZ))
             assert torch.equal(context_BC, inferred.context_BC.expand(len(z_BZ), -1))

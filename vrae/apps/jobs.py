@@ -101,10 +101,17 @@ def serve(values: Namespace) -> int:
     return 0
 
 
+_OF_DRAWS = ("temperature", "top_k", "top_p", "min_p")  # what a search does not read
+
+
 def sample(values: Namespace) -> int:
     decoding = _config(DecodingConfig, values)
-    if decoding.beams and decoding.temperature:
-        raise UserError(f"--temperature {decoding.temperature:g} draws words, --beams {decoding.beams} does not: add --beams 0")
+    unread = [f"--{name} {values[name]:g}" for name in _OF_DRAWS if values[name] != getattr(SEARCH, name)]
+    if unread and (decoding.beams or not decoding.temperature):
+        how = f"--beams {decoding.beams}" if decoding.beams else "--temperature 0"
+        raise UserError(
+            f"{' '.join(unread)}: for drawing words, and {how} draws none. Add --beams 0 and a --temperature above 0"
+        )
     for found in _load(values).sample(values.n, seed=values.seed, decoding=None if decoding == SEARCH else decoding):
         if values.json:
             print_json(dataclasses.asdict(found))

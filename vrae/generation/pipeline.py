@@ -208,10 +208,16 @@ class Pipeline(Publishing):
                 makes the texts differ; a model without a latent draws the words (`DecodingConfig()`).
 
         Raises:
-            UserError: n out of range.
+            UserError: n out of range, or there is nothing that more than one text could differ by: no latent, and a decoding
+                that draws no words.
         """
         in_range("n", n, 1, MAX_SAMPLES)
         decoding = decoding or (SEARCH if self.model.config.latent_size else DecodingConfig())
+        if n > 1 and not self.model.config.latent_size and not _draws(decoding):
+            raise UserError(
+                f"n {n}: this model has no latent (model.latent_size is 0), and without drawing words all its texts are the "
+                "same. Set beams to 0 and a temperature above 0, or n to 1"
+            )
         return timed_steps(self._sample(n, seed_of(seed), decoding), self.max_seconds)
 
     def _sample(self, n: int, seed: int, decoding: DecodingConfig) -> Iterator[Sample]:
@@ -425,8 +431,13 @@ class Pipeline(Publishing):
 _NOTHING = Window([], np.zeros(0, np.int64), [])
 
 
+def _draws(decoding: DecodingConfig) -> bool:
+    """Whether words are drawn, as opposed to searched for or the most probable ones taken."""
+    return bool(decoding.temperature and not decoding.beams)
+
+
 def _check_draws_nothing(decoding: DecodingConfig) -> None:
-    if decoding.temperature and not decoding.beams:
+    if _draws(decoding):
         raise UserError(f"decoding must not draw: set temperature to 0, or beams. Got temperature {decoding.temperature:g}")
 
 

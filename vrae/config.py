@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import reprlib
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from vrae.errors import ConfigError, meant
 
 MAX_BEAMS = 64
 SPLITS = ("train", "validation", "test")
 Layout = Literal["auto", "turns", "chat", "pairs", "flat", "transcript", "utterances"]
+Settings = TypeVar("Settings")
 KlSchedule = Literal["constant", "linear", "logistic", "cosine", "cyclical"]
 
 
@@ -466,9 +467,10 @@ class ResponseConfig:
         _require(1 <= self.candidates <= 100, f"candidates must be in [1, 100]. Got {self.candidates}")
 
 
-# How the commands reply: by likelihood, what is short and fits anywhere would come first. Weight and temperature were chosen by
-# reading replies to validation contexts: warmer ones, and those that a higher weight prefers, are oftener broken. It draws four
-# times as many and scores each with rank_samples draws, so Pipeline.respond does it when it is told to.
+# How replies are given, unless told otherwise: by likelihood, what is short and fits anywhere would come first. Weight and
+# temperature were chosen by reading replies to validation contexts: warmer ones, and those that a higher weight prefers, are
+# oftener broken. It draws four times as many and scores each with rank_samples draws: DecodingConfig() and ResponseConfig() are
+# a plain draw of each reply, in a fraction of the time.
 TALK = (DecodingConfig(temperature=0.3, no_repeat_ngram=3), ResponseConfig(rank="mmi", candidates=4, min_change=0.5))
 
 
@@ -552,3 +554,9 @@ def from_dict(cls: type[Any], values: object, where: str) -> Any:
         return cls(**arguments)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
+
+
+def changed(settings: Settings, where: str, **values: object) -> Settings:
+    """The settings with some values of a stranger's in place of theirs. Refuses as `from_dict` does."""
+    result: Settings = from_dict(type(settings), {**vars(settings), **values}, where)
+    return result

@@ -23,7 +23,7 @@ from conftest import tiny_model
 
 import vrae.apps.chat
 from vrae.apps.chat import COMMANDS, chat, plain
-from vrae.config import DecodingConfig, ResponseConfig
+from vrae.config import TALK, DecodingConfig, ResponseConfig
 from vrae.corpus.batches import Window, collate
 from vrae.corpus.prepared import Corpus
 from vrae.corpus.sources import read_dialogues
@@ -412,13 +412,13 @@ class TestSet:
             ("temperature 0.8", "decoding", dataclasses.replace(WILD, temperature=0.8)),
             ("temperature 2", "decoding", dataclasses.replace(WILD, temperature=2.0)),
             ("top_k 7", "decoding", dataclasses.replace(WILD, top_k=7)),
-            ("rank mmi", "responses", ResponseConfig(rank="mmi")),
-            ("min_change 0.5", "responses", ResponseConfig(min_change=0.5)),
+            ("rank likelihood", "responses", dataclasses.replace(TALK[1], rank="likelihood")),
+            ("min_change 0.7", "responses", dataclasses.replace(TALK[1], min_change=0.7)),
         ],
     )
     def test_changes_one_setting(self, pipeline: Pipeline, calls: list[Call], change: str, config: str, expected: Any) -> None:
         assert talk(pipeline, f"/set {change}", "hello").code == 0
-        options = {"decoding": WILD, "responses": ResponseConfig(), config: expected}
+        options = {"decoding": WILD, "responses": TALK[1], config: expected}
         assert {name: calls[0].options[name] for name in options} == options
 
     @pytest.mark.parametrize(
@@ -440,7 +440,7 @@ class TestSet:
         assert calls[0].options["decoding"] == WILD
 
     def test_alone_lists_every_setting(self, pipeline: Pipeline) -> None:
-        settings = {**dataclasses.asdict(WILD), **dataclasses.asdict(ResponseConfig())}
+        settings = {**dataclasses.asdict(WILD), **dataclasses.asdict(TALK[1])}
         listed = dict(line.split() for line in talk(pipeline, "/set").notes)
         assert listed == {name: str(value) for name, value in settings.items()}
 

@@ -36,8 +36,9 @@ from vrae.config import DecodingConfig
 from vrae.corpus.prepared import Corpus
 from vrae.corpus.tokenizer import EOS
 from vrae.errors import ModelError, UserError
+from vrae.evaluation.score import score
 from vrae.files import write_folder
-from vrae.generation.attributes import learn
+from vrae.generation.attributes import learn, move
 from vrae.generation.card import MARK
 from vrae.generation.pipeline import Pipeline, load
 from vrae.generation.responses import Reply
@@ -45,8 +46,6 @@ from vrae.model.folder import to_files
 
 ROOT = Path(__file__).parents[2]
 JSON = {"Content-Type": "application/json"}
-# as the API replies where it is told nothing
-PLAIN = ["--rank=likelihood", "--candidates=1", "--no_repeat_ngram=0", "--temperature=0.5", "--min_change=0.2"]
 
 
 def make(corpus: Corpus, **overrides: Any) -> Pipeline:
@@ -115,7 +114,7 @@ class TestApi:
             (
                 "respond",
                 {"context": ["hello", "how are you"], "n": 3, "seed": 1},
-                ["respond", "hello", "how are you", "-n3", *PLAIN],
+                ["respond", "hello", "how are you", "-n3"],
             ),
             ("reconstruct", {"text": "hello"}, ["reconstruct", "hello"]),
             ("reconstruct", {"text": "hello", "n": 2, "seed": 1}, ["reconstruct", "hello", "-n2"]),
@@ -144,8 +143,8 @@ class TestApi:
         assert found == [dataclasses.asdict(sample) for sample in wanted]
 
     def test_settings_of_a_reply_reach_the_model(self, served: Served, model: str, capsys: pytest.CaptureFixture[str]) -> None:
-        settings = {"temperature": 1.5, "top_p": 0.5, "rank": "mmi", "candidates": 3}
-        flags = ["--no_repeat_ngram=0", *(f"--{name}={value}" for name, value in settings.items())]
+        settings = {"temperature": 1.5, "top_p": 0.5, "rank": "importance_weighted", "candidates": 3}
+        flags = [f"--{name}={value}" for name, value in settings.items()]
         assert main(["respond", "hello", "-n2", "--seed=3", "--model", model, "--json", *flags]) == 0
         found = call(served, "respond", {"context": ["hello"], "n": 2, "seed": 3, **settings})
         assert found == json.loads(capsys.readouterr().out)
@@ -181,6 +180,25 @@ class TestApi:
         done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stderr
         assert '"replies"' in done.stdout
+
+
+def test_the_space_moves_and_the_other_model_replies_and_scores(corpus: Corpus) -> None:
+    reader, space = make(corpus), make(corpus, latent_size=5)
+    texts, context = ["hello", "see you"], ["yes"]
+    tone = learn(space, list("abcde"), list("vwxyz"), name="tone")
+    service = Service(reader, "two", {"tone": tone}, space)
+    assert service.respond(context, 1, 1)["replies"][0]["log_prob"] == reader.respond(context, 1, seed=1)[0].log_prob
+    assert service.score("hello", context, 3) == dataclasses.asdict(score(reader, ["hello"], [context], k=3, seed=0)[0])
+    assert service.sample(2, 1) == {"samples": [dataclasses.asdict(one) for one in space.sample(2, seed=1)]}
+    assert service.encode("hello", context)["mean"] == space.encode(["hello"], [context])[0][0].tolist()
+    assert service.analogy([*texts, "no"])["log_prob"] == space.analogy(*texts, "no").log_prob
+    assert service.reconstruct("hello")["rate"] == space.reconstruct(["hello"])[0].rate
+    path = space.interpolate(*texts, 3, context=context)
+    assert service.interpolate(texts, 3, context=context) == {"steps": [dataclasses.asdict(step) for step in path]}
+    found = space.variations("hello", 2, radius=2, seed=1, context=context)
+    assert service.variations("hello", 2, 2, 1, context)["variations"] == [dataclasses.asdict(one) for one in found]
+    (moved,) = move(space, ["hello"], tone, 3.0, along="normal")
+    assert service.move("hello", "tone", 3.0, "normal") == dataclasses.asdict(moved)
 
 
 class TestStrangers:

@@ -27,8 +27,6 @@ from vrae.model.folder import to_files
 # The library of the Hub, of its own library for requests.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 NAMES = {"config.json", "model.safetensors", "tokenizer.model", "manifest.json"}
-# as Pipeline.respond does by itself
-PLAIN = ("--rank=likelihood", "--candidates=1", "--no_repeat_ngram=0", "--temperature=0.5", "--min_change=0.2")
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +154,7 @@ class TestThereAndBack:
         assert pushed["id"] == "owner/name"
         assert pushed["url"].endswith(hub.repositories["owner/name"].refs["main"])
         assert hub.repositories["owner/name"].private
-        answered = json.loads(run("respond", "hello", "-n", "3", "--seed", "1", "--json", "--model", "owner/name", *PLAIN))
+        answered = json.loads(run("respond", "hello", "-n", "3", "--seed", "1", "--json", "--model", "owner/name"))
         assert [reply["text"] for reply in answered["replies"]] == [reply.text for reply in replies(pipeline)]
 
 

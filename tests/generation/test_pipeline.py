@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 import vrae.generation.text_model
-from vrae.config import GREEDY, SEARCH, CleaningConfig, DecodingConfig, ResponseConfig
+from vrae.config import GREEDY, SEARCH, TALK, CleaningConfig, DecodingConfig, ResponseConfig
 from vrae.corpus.batches import Batch, Window, collate
 from vrae.corpus.prepared import Corpus
 from vrae.corpus.tokenizer import EOS, Tokenizer
@@ -203,7 +203,7 @@ class TestRespond:
 
     @pytest.mark.parametrize("decoding", [WILD, DecodingConfig(0.3, max_tokens=12), DecodingConfig(0.0)], ids=str)
     def test_gives_distinct_texts_the_most_probable_first(self, make: Make, decoding: DecodingConfig) -> None:
-        replies = make(3).respond(DIALOGUE, 20, seed=0, decoding=decoding)
+        replies = make(3).respond(DIALOGUE, 20, seed=0, decoding=decoding, responses=ResponseConfig())
         assert 1 <= len(replies) <= 20
         assert all(reply.text for reply in replies)
         assert len({normal(reply.text) for reply in replies}) == len(replies)
@@ -220,7 +220,16 @@ class TestRespond:
 
         monkeypatch.setattr(vrae.generation.text_model, "decode", decode)
         monkeypatch.setattr(pipeline.tokenizer, "decode", lambda ids: texts[ids[0]])
-        assert [r.text for r in pipeline.respond("hello", 5, seed=0)] == ["Yes!", "?", "no", "!!", "never"]
+        replies = pipeline.respond("hello", 5, seed=0, responses=ResponseConfig())
+        assert [reply.text for reply in replies] == ["Yes!", "?", "no", "!!", "never"]
+
+    def test_unless_told_replies_as_the_command_does(self, make: Make) -> None:
+        pipeline = make(3)
+        decoding, responses = TALK
+        replies = pipeline.respond(DIALOGUE, 3, seed=1)
+        assert replies == pipeline.respond(DIALOGUE, 3, seed=1, decoding=decoding, responses=responses)
+        assert replies != pipeline.respond(DIALOGUE, 3, seed=1, decoding=decoding, responses=ResponseConfig())
+        assert replies != pipeline.respond(DIALOGUE, 3, seed=1, decoding=DecodingConfig(), responses=responses)
 
     def test_gives_fewer_where_the_model_knows_no_more(self, make: Make, at_the_mean: None) -> None:
         pipeline = make(1)

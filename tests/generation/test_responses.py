@@ -167,7 +167,7 @@ class TestAlike:
 class TestRank:
     @pytest.mark.parametrize("latent_size", [0, 8])
     def test_by_likelihood_is_that_at_the_latent(self, make: Make, latent_size: int) -> None:
-        for reply in make(latent_size=latent_size).respond(DIALOGUE, 6, seed=1, decoding=WILD):
+        for reply in make(latent_size=latent_size).respond(DIALOGUE, 6, seed=1, decoding=WILD, responses=ResponseConfig()):
             assert reply.score == reply.log_prob
 
     def test_without_latent_the_weighted_score_is_the_log_likelihood(self, make: Make) -> None:

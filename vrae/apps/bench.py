@@ -27,6 +27,7 @@ from vrae.config import (
     DecodingConfig,
     ModelConfig,
     PrepareConfig,
+    ResponseConfig,
     RunConfig,
     SourceConfig,
     TrainConfig,
@@ -223,7 +224,7 @@ class Writer(Pipeline):
 
     def write(self, contexts: list[list[str]], seed: int) -> None:
         self.lengths: list[list[int]] = []
-        self.respond_many(contexts, _REPLIES, seed=seed, decoding=self.decoding)
+        self.respond_many(contexts, _REPLIES, seed=seed, decoding=self.decoding, responses=ResponseConfig())
 
     def respond_ms(self, context: list[str], seconds: float) -> float:
         """Milliseconds of wall-clock time that the replies to one context take, median over seeds."""

@@ -24,7 +24,7 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 
-from vrae.config import DecodingConfig, ResponseConfig, from_dict
+from vrae.config import TALK, DecodingConfig, ResponseConfig, changed
 from vrae.errors import ModelError, UserError
 from vrae.evaluation.score import Score, score
 from vrae.files import write_file
@@ -71,7 +71,7 @@ def chat(
     if not pipeline.model.config.context_turns:
         raise ModelError("this model reads no context (model.context_turns is 0) and cannot converse: use vrae sample")
     in_range("n", n, 1, MAX_REPLIES)
-    decoding, responses = decoding or DecodingConfig(), responses or ResponseConfig()
+    decoding, responses = decoding or TALK[0], responses or TALK[1]
     conversation = Conversation(pipeline, n, seed_of(seed), decoding, responses, background)
     return _Face(conversation, input, output, notes, as_json).run()
 
@@ -321,9 +321,9 @@ class _Face:
             raise UserError(f"/set {name}: the value is missing; it is {settings[name]} now")
         value = _value(text)
         if hasattr(talk.decoding, name):
-            talk.decoding = from_dict(DecodingConfig, {**dataclasses.asdict(talk.decoding), name: value}, "/set")
+            talk.decoding = changed(talk.decoding, "/set", **{name: value})
         else:
-            talk.responses = from_dict(ResponseConfig, {**dataclasses.asdict(talk.responses), name: value}, "/set")
+            talk.responses = changed(talk.responses, "/set", **{name: value})
         self._note(f"{name}: {settings[name]} -> {value}")
 
     def help(self, argument: str) -> None:

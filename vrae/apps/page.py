@@ -6,7 +6,6 @@ has no component for. A handler takes the values of its components and returns t
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from html import escape
 from pathlib import Path
@@ -22,7 +21,7 @@ from vrae.apps.components import JOB, html, kindly, on
 from vrae.apps.latent_map import LatentMap
 from vrae.apps.service import Service
 from vrae.bundled import NAMES, folder
-from vrae.config import TALK, DecodingConfig, ResponseConfig, from_dict
+from vrae.config import TALK, changed
 from vrae.errors import UserError
 from vrae.generation.text_model import in_range, seed_of
 
@@ -110,12 +109,8 @@ def _respond(service: Service) -> None:
             service.pipeline,
             n,
             seed_of(seed),
-            from_dict(DecodingConfig, {**dataclasses.asdict(TALK[0]), "temperature": temperature}, "settings"),
-            from_dict(
-                ResponseConfig,
-                {"rank": _RANKS.get(rank, rank), "candidates": _CANDIDATES, "rank_samples": _RANK_SAMPLES},
-                "settings",
-            ),
+            changed(TALK[0], "settings", temperature=temperature),
+            changed(TALK[1], "settings", rank=_RANKS.get(rank, rank), candidates=_CANDIDATES, rank_samples=_RANK_SAMPLES),
             None,
             exchanges=list(past),
         )

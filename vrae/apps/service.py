@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from vrae.config import DecodingConfig, ResponseConfig, from_dict
+from vrae.config import TALK, DecodingConfig, changed
 from vrae.errors import UserError
 from vrae.evaluation.score import score
 from vrae.generation.attributes import Attribute, move
@@ -53,17 +53,17 @@ class Service:
         context: list[str],
         n: int = 5,
         seed: int | None = None,
-        temperature: float = DecodingConfig.temperature,
-        top_p: float = DecodingConfig.top_p,
-        rank: str = ResponseConfig.rank,
-        candidates: int = ResponseConfig.candidates,
+        temperature: float = TALK[0].temperature,
+        top_p: float = TALK[0].top_p,
+        rank: str = TALK[1].rank,
+        candidates: int = TALK[1].candidates,
     ) -> Result:
         """Up to n different replies to a dialogue, its turns oldest first, the best reply first."""
         in_range("n", n, 1, MAX_TEXTS)
-        in_range("candidates", candidates, 1, 100)
+        responses = changed(TALK[1], "respond", rank=rank, candidates=candidates)
         in_range("n * candidates", n * candidates, 1, MAX_DRAWN)
-        responses = from_dict(ResponseConfig, {"rank": rank, "candidates": candidates}, "respond")
-        found = self.pipeline.respond(context, n, seed=seed, decoding=_decoding(temperature, top_p), responses=responses)
+        decoding = changed(TALK[0], "respond", temperature=temperature, top_p=top_p)
+        found = self.pipeline.respond(context, n, seed=seed, decoding=decoding, responses=responses)
         keys = ("text", "log_prob", "score", "tokens")
         return {"context": context, "replies": [{key: getattr(reply, key) for key in keys} for reply in found]}
 
@@ -76,7 +76,7 @@ class Service:
     ) -> Result:
         """n turns, each from a latent of its own drawn from the prior; their words are drawn too at a temperature above 0."""
         in_range("n", n, 1, MAX_TEXTS)
-        drawn = _decoding(temperature, top_p)
+        drawn = changed(DecodingConfig(), "sample", temperature=temperature, top_p=top_p)
         found = self.space.sample(n, seed=seed, decoding=drawn if temperature else None)
         return {"samples": [dataclasses.asdict(sample) for sample in found]}
 
@@ -135,12 +135,6 @@ class Service:
         parameters = sum(tensor.numel() for tensor in self.pipeline.model.parameters())
         styles = {name: list(attribute.labels) for name, attribute in self.attributes.items()}
         return {"name": self.name, "parameters": parameters, "attributes": styles, **self.pipeline.info}
-
-
-def _decoding(temperature: float, top_p: float) -> DecodingConfig:
-    """Raises UserError for what is no number, or out of range."""
-    settings: DecodingConfig = from_dict(DecodingConfig, {"temperature": temperature, "top_p": top_p}, "decoding")
-    return settings
 
 
 def _need(job: str, texts: list[str], count: int) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from vrae.config import DecodingConfig, ResponseConfig
 from vrae.corpus.batches import Windows
 from vrae.corpus.prepared import Split
 from vrae.corpus.tokenizer import Tokenizer
@@ -222,7 +223,8 @@ def show(pipeline: Pipeline, windows: Windows) -> dict[str, list[Any]]:
     if config.latent_size:
         shown["reconstruction"] = [[r.text, r.reconstruction] for r in pipeline.reconstruct(texts)]
     if config.context_turns:
-        replies = pipeline.respond_many([[text] for text in texts], 2, seed=0)
+        asked = [[text] for text in texts]
+        replies = pipeline.respond_many(asked, 2, seed=0, decoding=DecodingConfig(), responses=ResponseConfig())
         shown["reply"] = [[text, *(r.text for r in found)] for text, found in zip(texts, replies, strict=True)]
     shown["sample"] = [s.text for s in pipeline.sample(5, seed=0)]
     return shown

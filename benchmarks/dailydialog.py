@@ -175,13 +175,15 @@ class Table:
         self._row("test", name, seed, "", lambda: score(self.test, draw(), name))
 
     def models(self, name: str, seeds: Sequence[int]) -> None:
-        """Trains with each seed, chooses one setting by the first, and scores it and the papers' own."""
+        """Trains with each seed, chooses one setting for all by the first that was run, and scores it and the papers' own."""
         found = {seed: self._trained(name, seed) for seed in seeds}
+        first = min((row["seed"] for row in self.records.all("validation") if row["system"] == name), default=seeds[0])
+        judge = self._trained(name, first)
         tried = {setting.name: setting for setting in settings(bool(run_config(name, 1, self.options).model.latent_size))}
         sample = even_sample(self.validation, self.options.chosen_on)
         for setting in tried.values():
-            find = partial(self._measured, found[seeds[0]], sample, setting, ["legacy"])
-            self._row("validation", name, seeds[0], setting.name, find)
+            find = partial(self._measured, judge, sample, setting, ["legacy"])
+            self._row("validation", name, first, setting.name, find)
         chosen = tried[choose(self.records.all("validation"), name)]
         for (seed, model), setting in product(found.items(), dict.fromkeys([PAPERS, chosen])):
             find = partial(self._measured, model, self.test, setting, ["legacy", "standard"])

@@ -284,9 +284,11 @@ def test_all_of_it_runs_and_nothing_is_done_twice(tmp_path: Path, monkeypatch: p
     tried = {True: dailydialog.settings(True)[:2], False: dailydialog.settings(False)[:2]}
     monkeypatch.setattr(dailydialog, "settings", tried.__getitem__)
     dailydialog.main(command)
+    dailydialog.main([*command, "--seeds", "2"])  # by itself it chooses no setting anew
+    assert {path.name.split(".")[1] for path in (kept / "validation").iterdir()} == {"1"}
     files = {path: path.stat().st_mtime_ns for path in kept.rglob("*.json")}
     names = {path.relative_to(kept).as_posix() for path in files}
-    assert {"training/cvae.1.json", "test/random.1.json", "test/cvae.1.greedy.json"} <= names
+    assert {"training/cvae.1.json", "test/random.1.json", "test/cvae.1.greedy.json", "test/cvae.2.greedy.json"} <= names
     record = json.loads((kept / "test" / "cvae.1.greedy.json").read_bytes())
     assert record["contexts"] == record["lengths_alone"]["contexts"] == 5
     assert len(record["examples"]) == 10

@@ -1,7 +1,7 @@
 """vrae: variational recurrent autoencoders of dialogue text.
 
     >>> import vrae
-    >>> model = vrae.load("vrae-demo/model")
+    >>> model = vrae.load()
     >>> len(model.respond(["Hi!", "Hello, how was your weekend?"], n=5))
     5
 

@@ -180,7 +180,7 @@ def _demo(values: Namespace) -> int:
     from vrae.apps.demo import demo
 
     config = _run_config(values)
-    training = dataclasses.replace(config.train, max_minutes=values.minutes, max_steps=0, seed=values.seed)
+    training = dataclasses.replace(config.train, max_minutes=values.minutes, seed=values.seed)
     demo(dataclasses.replace(config, train=training), Path(values.out), values.seed)
     return 0
 

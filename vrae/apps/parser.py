@@ -72,7 +72,7 @@ def build_parser(chitchat: bool = False) -> Command:
     demo = add("demo", "Prepare the embedded corpus, train on it, show what the model does.", "vrae demo --minutes 6")
     demo.default_config_files = [str(configs()["demo"])]
     _add_run_config(demo)
-    demo.add_argument("--minutes", type=float, default=6.0, help="training time")
+    demo.add_argument("--minutes", type=float, default=6.0, help="training time; --train.max_steps may end it earlier")
     demo.add_argument("--out", type=str, default=_DEMO, help="folder for corpus, run and model; what is there is reused")
     demo.add_argument("--seed", type=int, default=1, help="of training and of what is shown")
 

@@ -14,7 +14,9 @@ is and is not looked at before the marks stand. Marks are a line of ten letters 
     b  broken: not a sentence that anybody would write
 
 `report` counts, and writes docs/reading.md with every reply and its mark. The marks that are stored were made on a sheet drawn
-with `min_change` 0.2; 41 replies that came in their places with 0.5 were marked by themselves, without names.
+with `min_change` 0.2; 41 replies that came in their places with 0.5 were marked by themselves, without names. So were 35 of the
+model with a latent that came with `rank_samples` 5 in place of 20, among as many of the other's that had marks: 29 of these got
+the same again, 2 fewer `fits` and 2 fewer `broken` among them.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def draw(options: argparse.Namespace) -> None:
     (FOLDER / "sheet.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     settings = {name: Path(str(value)).name for name, value in vars(options).items() if name != "job"}
     settings |= {"temperature": f"{decoding.temperature:g}"}
-    settings |= {key: f"{getattr(responses, key):g}" for key in ("mmi_weight", "min_change")}
+    settings |= {key: f"{getattr(responses, key):g}" for key in ("mmi_weight", "min_change", "rank_samples")}
     (FOLDER / "key.json").write_bytes(to_json({"settings": settings, "contexts": key}))
 
 
@@ -92,8 +94,8 @@ def report() -> str:
         "random order without knowing whose they were, by one reader, of the authors, who has seen replies of both before. "
         f"With a latent: chitchat-vhred, temperature {settings['temperature']}; without: chitchat-hred, temperature "
         f"{settings['baseline_temperature']}, at which its replies are about as varied; both ranked by mmi of weight "
-        f"{settings['mmi_weight']}, any two of the five differing in at least {settings['min_change']} of their words. Shares "
-        "of replies, and their standard errors over contexts.",
+        f"{settings['mmi_weight']} ({settings['rank_samples']} draws of the latent), any two of the five differing in at least "
+        f"{settings['min_change']} of their words. Shares of replies, and their standard errors over contexts.",
         "",
         "| | fits | off-topic | broken | a reply that fits among the five | first reply fits | words a reply |",
         "|---|---:|---:|---:|---:|---:|---:|",

@@ -150,16 +150,16 @@ def log(what: str, start: float) -> None:
     print(f"{what}, {time.process_time() - start:.1f} s of CPU in all", file=sys.stderr, flush=True)
 
 
-def choose_contexts(corpus: Corpus, context_turns: int, count: int) -> list[Context]:
+def choose_contexts(corpus: Corpus, context_turns: int, count: int, split: str = "test") -> list[Context]:
     """Turns before a true reply, and the reply, by the rule above."""
-    split, decode = corpus["test"], corpus.tokenizer.decode
-    windows = Windows(split, BatchConfig(max_turn_tokens=MOST_TOKENS), context_turns)
+    turns, decode = corpus[split], corpus.tokenizer.decode
+    windows = Windows(turns, BatchConfig(max_turn_tokens=MOST_TOKENS), context_turns)
     fit = windows.target_N[(windows.target_N > windows.start_N) & (windows.cost_N > LEAST_TOKENS)]
     start = dict(zip(windows.target_N.tolist(), windows.start_N.tolist(), strict=True))
     chosen = fit[np.linspace(0, len(fit) - 1, count).astype(np.int64)].tolist()
     log(f"{count} of {len(fit):,} contexts", time.process_time())
     return [
-        ([decode(split.turn(i)) for i in range(max(start[turn], turn - context_turns), turn)], decode(split.turn(turn)))
+        ([decode(turns.turn(i)) for i in range(max(start[turn], turn - context_turns), turn)], decode(turns.turn(turn)))
         for turn in chosen
     ]
 

@@ -469,9 +469,12 @@ class ResponseConfig:
 
 # How replies are given, unless told otherwise: by likelihood, what is short and fits anywhere would come first. Weight and
 # temperature were chosen by reading replies to validation contexts: warmer ones, and those that a higher weight prefers, are
-# oftener broken. It draws four times as many and scores each with rank_samples draws: DecodingConfig() and ResponseConfig() are
-# a plain draw of each reply, in a fraction of the time.
-TALK = (DecodingConfig(temperature=0.3, no_repeat_ngram=3), ResponseConfig(rank="mmi", candidates=4, min_change=0.5))
+# oftener broken. It draws four times as many and scores each with rank_samples draws (with 20 replies are no nearer to what was
+# really said): DecodingConfig() and ResponseConfig() are a plain draw of each reply, in a fraction of the time.
+TALK = (
+    DecodingConfig(temperature=0.3, no_repeat_ngram=3),
+    ResponseConfig(rank="mmi", rank_samples=5, candidates=4, min_change=0.5),
+)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ _ENDS = ("i am going home", "what do you want to eat?")
 _STEPS = 25  # of a path: enough for a slider to move smoothly
 _VARIATIONS = 6
 _SHOWN = 8  # replies at most
-_CANDIDATES, _RANK_SAMPLES = 3, 10  # for each of them; with more of either the first reply would be waited for
 _MAX_EXCHANGES = 100  # of a conversation
 _STRENGTHS = {-2.0: "two steps back", -1.0: "one step back", 0.0: "as it is", 1.0: "one step on", 2.0: "two steps on"}
 _RANKS = {"fits what was said": "mmi", "most probable": "likelihood"}
@@ -110,7 +109,7 @@ def _respond(service: Service) -> None:
             n,
             seed_of(seed),
             changed(TALK[0], "settings", temperature=temperature),
-            changed(TALK[1], "settings", rank=_RANKS.get(rank, rank), candidates=_CANDIDATES, rank_samples=_RANK_SAMPLES),
+            changed(TALK[1], "settings", rank=_RANKS.get(rank, rank)),
             None,
             exchanges=list(past),
         )

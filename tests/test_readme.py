@@ -34,7 +34,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     as many steps on any machine: by minutes, a slow one had a model without a word to say."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(ROOT / "data", folder / "data")
-    tiny = "--model.hidden_size 32 --model.embedding_size 16 --model.context_size 16 --train.max_steps 50 --train.threads 1"
+    tiny = "--model.hidden_size 32 --model.embedding_size 16 --model.context_size 16 --steps 50 --train.threads 1"
     done = run(f"vrae demo {tiny}", folder)
     assert done.returncode == 0, done.stderr
     assert "[3/3]" in done.stdout

@@ -14,7 +14,7 @@ import pytest
 
 from vrae.apps import cli
 from vrae.apps.cli import main
-from vrae.apps.parser import configs
+from vrae.apps.parser import build_parser, configs
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -314,6 +314,7 @@ BAD = {
     ),
     "no device": (["sample", "--device", "cuda:7", "--model", "x"], "cuda:7"),
     "minutes": (["demo", "--minutes", "0", "--out", "x"], "max_minutes are both 0"),
+    "steps by another name": (["demo", "--train.max_steps", "5"], "--train.max_steps: vrae demo takes --steps in its place"),
 }
 
 
@@ -469,6 +470,18 @@ def test_print_config_gives_a_yaml_that_is_accepted_again(tmp_path: Path, capsys
     (tmp_path / "again.yaml").write_text(printed)
     assert main(["train", "--config", str(tmp_path / "again.yaml")]) == 2
     assert "a: not a prepared corpus" in capsys.readouterr().err
+
+
+def test_the_demo_ends_as_its_own_options_say_not_as_a_configuration_does() -> None:
+    parser = build_parser()
+    small = ["demo", "--config", str(configs()["small"])]
+    for given, steps, minutes in ([], 0, 6.0), (["--steps", "50", "--minutes", "0"], 50, 0.0):
+        train = parser.parse_args([*small, *given]).demo.train
+        assert (train.max_steps, train.max_minutes) == (steps, minutes)
+        assert (
+            train.learning_rate
+            == parser.parse_args(["train", *small[1:], "--data", "a", "--out", "b"]).train.train.learning_rate
+        )
 
 
 @pytest.mark.parametrize("arguments", [[], ["train"], ["respond"], ["data", "check"]])

@@ -184,6 +184,7 @@ class TestCompletion:
             assert all(word in script for word in words)
         for option in ("--model.latent_size", "--temperature", "--print_config", "--index"):
             assert option in script
+        assert "steps -->" not in script  # how the parser writes that --steps gives train.max_steps
 
     def test_completes_in_bash(self, tmp_path: Path) -> None:
         pytest.importorskip("shtab")

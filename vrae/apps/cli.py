@@ -179,9 +179,7 @@ def _prepare_config(values: Namespace) -> PrepareConfig:
 def _demo(values: Namespace) -> int:
     from vrae.apps.demo import demo
 
-    config = _run_config(values)
-    training = dataclasses.replace(config.train, max_minutes=values.minutes, seed=values.seed)
-    demo(dataclasses.replace(config, train=training), Path(values.out), values.seed)
+    demo(_run_config(values), Path(values.out), values.seed)
     return 0
 
 

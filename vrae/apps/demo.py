@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from vrae.config import CHITCHAT_CLEANING, PrepareConfig, RunConfig, SourceConfig
-from vrae.errors import ConfigError, UserError
+from vrae.errors import UserError
 from vrae.files import write_folder
 
 # Lower case and few pieces: in six minutes the model should learn words, not their spellings.
@@ -45,8 +45,6 @@ def demo(config: RunConfig, out: Path, seed: int) -> None:
     from vrae.training.trainer import train
 
     began = time.monotonic()
-    if config.train.max_minutes <= 0:
-        raise ConfigError(f"--minutes must be above 0. Got {config.train.max_minutes:g}")
     if (out / "corpus" / "manifest.json").is_file():
         corpus = Corpus(out / "corpus")
         print(f"[1/3] corpus: using {corpus.path}", flush=True)
@@ -56,7 +54,8 @@ def demo(config: RunConfig, out: Path, seed: int) -> None:
     if (out / "model" / CONFIG).is_file():
         print(f"[2/3] model: using {out / 'model'} (remove {out} to train anew)", flush=True)
     else:
-        print(f"[2/3] model: training for {config.train.max_minutes:g} minutes", flush=True)
+        ends = {"steps": config.train.max_steps, "minutes": config.train.max_minutes}
+        print(f"[2/3] model: training for {' or '.join(f'{n:g} {unit}' for unit, n in ends.items() if n)}", flush=True)
         run = out / "run"
         train(config, corpus, run, resume=(run / "checkpoints" / "last").is_file())
         best = model_folder(run)

@@ -66,6 +66,15 @@ class Command(ArgumentParser):
             command = found
         return command
 
+    def link_arguments(self, source: Any, target: str, *args: Any, **kwargs: Any) -> None:
+        """The option `source` gives the setting `target`, which --help no longer lists: given itself it is refused."""
+        super().link_arguments(source, target, *args, **kwargs)
+        for action in self._actions:
+            if action.dest == target:
+                action.help = argparse.SUPPRESS
+        for _, actions in self.topics.values():
+            actions[:] = [action for action in actions if action.dest != target]
+
     def commands(self) -> dict[str, Command]:
         """Its commands by name; the parser of one that has none has none."""
         found: dict[str, Command] = self._subcommands_action._name_parser_map if self._subcommands_action else {}
@@ -173,6 +182,8 @@ def explained(message: str, command: Command) -> str:
     if found := re.match(r"Problems parsing config:?\s*(.*)", message, re.DOTALL):
         problem = shown(" ".join(found[1].split()), 200)
         return f"--config: no YAML: {problem}. Mend the file; --print_config prints one as it should be"
+    if found := re.match(r"Linked \"(.*?)\" must be given via \"(.*?)\"", message):
+        return f"--{found[1]}: {command.name()} takes --{found[2]} in its place"
     if message.startswith("ambiguous option: "):
         start, _, listed = message.partition(" could match ")
         several = listed.split(", ")

@@ -72,9 +72,12 @@ def build_parser(chitchat: bool = False) -> Command:
     demo = add("demo", "Prepare the embedded corpus, train on it, show what the model does.", "vrae demo --minutes 6")
     demo.default_config_files = [str(configs()["demo"])]
     _add_run_config(demo)
-    demo.add_argument("--minutes", type=float, default=6.0, help="training time; --train.max_steps may end it earlier")
+    demo.add_argument("--minutes", type=float, default=6.0, help="training ends after these; 0: --steps alone end it")
+    demo.add_argument("--steps", type=int, default=0, help="or after these, the same on any machine; 0: --minutes alone end it")
     demo.add_argument("--out", type=str, default=_DEMO, help="folder for corpus, run and model; what is there is reused")
     demo.add_argument("--seed", type=int, default=1, help="of training and of what is shown")
+    for name, setting in (("minutes", "max_minutes"), ("steps", "max_steps"), ("seed", "seed")):
+        demo.link_arguments(name, f"train.{setting}")
 
     prepare = add("prepare", "Turn dialogues into a prepared corpus.", "vrae prepare chitchat --out corpus --vocab_size 6000")
     _add_source(prepare, chitchat)
@@ -401,7 +404,7 @@ def _add_source(parser: Command, chitchat: bool) -> None:
 
 
 def _add_run_config(parser: Command) -> None:
-    parser.add_argument("--config", action="config", help="a file of settings, or one of vrae's by name: tiny, small, base, ..")
+    parser.add_argument("--config", action="config", help="a file of settings, or one of vrae's by name, as tiny or base")
     for action in parser._actions:
         if "--print_config" in action.option_strings:
             action.help = "print all settings as they are after --config and options, as YAML, and do nothing"

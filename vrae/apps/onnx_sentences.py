@@ -46,7 +46,7 @@ def write(**known: Any) -> list[str]:
     rows = [np.full(len(known["condition"]), BOS, np.int64)]
     while len(rows) <= CONFIG["max_tokens"] and (rows[-1] != EOS).any():
         found = run("step", ids=rows[-1], **known)
-        found["logits"][:, CONFIG["never_written"]] = -np.inf
+        found["logits"][:, CONFIG["never_written"] + [EOS] * (len(rows) == 1)] = -np.inf  # and no text is empty
         rows.append(np.where(rows[-1] == EOS, EOS, found["logits"].argmax(-1)))
         known["state"] = found["next_state"]
     texts = PIECES.decode([[int(i) for i in ids if i > EOS] for ids in np.transpose(rows)])

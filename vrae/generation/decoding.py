@@ -262,9 +262,11 @@ def _penalised(logits_BV: Tensor, written_BT: Tensor, penalty: float) -> Tensor:
 
 
 def _barred(values_BV: Tensor, written_BT: Tensor, ngram: int) -> Tensor:
-    """Writes -inf at pad, unk and bos, and at each piece that would complete an n-gram that stands in the text."""
+    """Writes -inf at pad, unk and bos, at the end mark of an empty text, and where an n-gram of the text would be repeated."""
     values_BV[:, _NEVER_TEXT] = -torch.inf
     T = written_BT.shape[1]
+    if T == 0:  # no turn of a corpus is empty; a search would find it, for it is often the one text of the highest probability
+        values_BV[:, EOS] = -torch.inf
     if 0 < ngram <= T:
         ngrams_BSN = written_BT.unfold(1, ngram, 1)  # S places where one starts
         last_B1N = written_BT[:, None, T - ngram + 1 :]

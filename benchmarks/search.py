@@ -2,11 +2,12 @@
 
     vrae prepare chitchat --out corpora/chitchat
     vrae prepare chitchat --cleaning.sentences true --out corpora/sentences
+    vrae prepare chitchat --vocab_size 3000 --out corpora/pieces-3000     # and 12000
     python benchmarks/search.py --data corpora --out runs/search NAME ...
     python benchmarks/search.py --table
 
-Runs are named in benchmarks/search/runs.yaml: `base` is another run, `corpus` is sentences where it is not chitchat, and the
-rest is what differs from the base, or from the defaults. Each is trained in `--out` (resumable: a second call goes on) and
+Runs are named in benchmarks/search/runs.yaml: `base` is another run, `corpus` is one where it is not chitchat, and the rest is
+what differs from the base, or from the defaults. Each is trained in `--out` (resumable: a second call goes on) and
 measured on the validation split; benchmarks/search/NAME.json is its record, and what has a record is not measured again.
 `--table` writes benchmarks/search/README.md, and docs/rate-distortion.png of the runs of CURVE, which differ in the rate alone.
 The runs of ABLATIONS stand in docs/results.md too, where `benchmarks/results.py --tables` puts them.
@@ -94,8 +95,20 @@ def config_of(name: str, runs: dict[str, dict[str, Any]]) -> tuple[RunConfig, st
     return config, corpus or "chitchat"
 
 
-def make(config: RunConfig, corpus: Corpus, run: Path, path: Path) -> None:
-    """Trains in `run`, and measures into `path` where nothing is."""
+def validation_turns(corpus: Corpus, common: Corpus, context_turns: int) -> Windows:
+    """The validation turns of `corpus` that have at most 32 tokens in `common`: the same turns in pieces of another size."""
+    turns_N = Windows(common["validation"], BatchConfig(tokens=4096, max_turn_tokens=MAX_TURN_TOKENS), 0).target_N
+    windows = Windows(corpus["validation"], BatchConfig(tokens=4096, max_turn_tokens=2 * MAX_TURN_TOKENS), context_turns)
+    found_N = np.isin(windows.target_N, turns_N)
+    assert found_N.sum() == len(turns_N), "other turns, or more than twice the pieces"
+    for name in ("target_N", "start_N", "cost_N"):
+        setattr(windows, name, getattr(windows, name)[found_N])
+    windows.tokens = int(windows.cost_N.sum())
+    return windows
+
+
+def make(config: RunConfig, corpus: Corpus, common: Corpus, run: Path, path: Path) -> None:
+    """Trains on `corpus` in `run`, and measures on the turns of `common` into `path` where nothing is."""
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, threads=1))
     seconds = time.process_time()
     result = train(config, corpus, run, resume=True)
@@ -104,9 +117,8 @@ def make(config: RunConfig, corpus: Corpus, run: Path, path: Path) -> None:
         return
     pipeline = Pipeline.load(run)
     model = pipeline.model
-    batches = BatchConfig(tokens=4096, max_turn_tokens=MAX_TURN_TOKENS)
-    K_turns = model.config.context_turns
-    windows, k = Windows(corpus["validation"], batches, K_turns), K if model.config.latent_size else 1
+    K_turns, k = model.config.context_turns, K if model.config.latent_size else 1
+    windows = validation_turns(corpus, common, K_turns)
     found = measure_turns(model, windows, limit=TURNS, k=k)
     bound = summarise(found, measure_information(model, windows, limit=TURNS), windows, k)
     record = {
@@ -121,7 +133,7 @@ def make(config: RunConfig, corpus: Corpus, run: Path, path: Path) -> None:
     }
     if model.config.latent_size:
         for longest in (8, 16):
-            short = Windows(corpus["validation"], dataclasses.replace(batches, max_turn_tokens=longest), K_turns)
+            short = Windows(corpus["validation"], BatchConfig(tokens=4096, max_turn_tokens=longest), K_turns)
             quality = reconstruction(pipeline, (batch for _, batch in short.in_order(REBUILT)))
             record |= {f"exact_{longest}": quality.exact, f"bleu_{longest}": quality.bleu}
     write_file(path, to_json(record))
@@ -218,7 +230,8 @@ def main() -> None:
     for name in options.names:
         config, corpus = config_of(name, runs)
         try:
-            make(config, Corpus(options.data / corpus), options.out / name, FOLDER / f"{name}.json")
+            corpora = Corpus(options.data / corpus), Corpus(options.data / "chitchat")
+            make(config, *corpora, options.out / name, FOLDER / f"{name}.json")
         except UserError as error:
             parser.error(str(error))
     if options.table:

@@ -14,12 +14,13 @@ import pytest
 import results
 import search
 import yaml
+from conftest import prepare_config
 from dailydialog_protocol import Records
 from dailydialog_report import summary
 
 from vrae.apps.parser import configs
 from vrae.config import RunConfig, from_dict
-from vrae.corpus.prepared import Corpus
+from vrae.corpus.prepared import Corpus, prepare
 from vrae.generation.pipeline import Pipeline
 
 RUNS = yaml.safe_load((search.FOLDER / "runs.yaml").read_text(encoding="utf-8"))
@@ -116,14 +117,32 @@ def test_without_a_corpus_nothing_is_made(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("context_turns", [0, 2])
+def test_the_turns_that_are_measured_are_the_same_in_pieces_of_any_size(
+    corpus: Corpus, source: Path, tmp_path: Path, context_turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "MAX_TURN_TOKENS", 6)  # so that some turns are too long
+    small = prepare(prepare_config(source, vocab_size=corpus.manifest["vocab_size"] - 20), tmp_path / "small", quiet=True)
+
+    def texts(prepared: Corpus) -> list[str]:
+        windows = search.validation_turns(prepared, corpus, context_turns)
+        batches = [batch for _, batch in windows.in_order()]
+        assert windows.tokens == sum(batch.tokens for batch in batches)
+        return [prepared.tokenizer.decode(ids.tolist()) for batch in batches for ids in batch.turns_NT[batch.target_B]]
+
+    assert sorted(texts(small)) == sorted(texts(corpus))
+    assert 0 < len(texts(corpus)) < len(corpus["validation"].turns) - 1
+
+
 def test_a_run_with_a_record_is_made_again_and_not_measured(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who follows the page has its runs, and the records that it was written from."""
     tiny = {"model.latent_size": 2, "model.embedding_size": 4, "model.hidden_size": 6, "train.max_steps": 2}
-    (tmp_path / "runs.yaml").write_text(yaml.safe_dump({"tiny": {"corpus": corpus.path.name, **tiny}}))
+    (tmp_path / "runs.yaml").write_text(yaml.safe_dump({"tiny": tiny}))
+    (tmp_path / "chitchat").symlink_to(corpus.path)
     monkeypatch.setattr(search, "FOLDER", tmp_path)
-    monkeypatch.setattr("sys.argv", ["x", "--data", str(corpus.path.parent), "--out", str(tmp_path / "runs"), "tiny"])
+    monkeypatch.setattr("sys.argv", ["x", "--data", str(tmp_path), "--out", str(tmp_path / "runs"), "tiny"])
     search.main()
     record = (tmp_path / "tiny.json").read_bytes()
     assert json.loads(record)["step"] == 2

@@ -151,7 +151,7 @@ def a_step() -> tuple[Values, Values]:
 
 def a_choice() -> tuple[Values, Values]:
     logits, config = np.array([-np.inf, -np.inf, -np.inf, *drawn(20)]), DecodingConfig(temperature=0.7, top_p=1.0)
-    found = choose(tensor(logits)[None].clone(), torch.zeros(1, 0, dtype=torch.long), torch.tensor([0.62]), config)
+    found = choose(tensor(logits)[None].clone(), torch.tensor([[7]]), torch.tensor([0.62]), config)
     return {"logits": logits, "temperature": 0.7, "uniform": 0.62}, {"piece": found[0]}
 
 

@@ -75,6 +75,19 @@ ABLATIONS = {  # name of a table: its runs, and what they are; the first is what
         "latent-16": "16",
         "latent-128": "128",
     },
+    "shape": {
+        "lm": "320 hidden units, one layer, output tied, 6,000 pieces, turns of at most 32, Muon",
+        "lm-hidden-224": "224 hidden units",
+        "lm-hidden-448": "448 hidden units",
+        "lm-two-layers": "two layers",
+        "lm-untied": "output not tied to the embeddings",
+        "lm-pieces-3000": "3,000 pieces, turns of at most 36",
+        "lm-pieces-12000": "12,000 pieces, turns of at most 31",
+        "lm-48": "turns of at most 48",
+        "lm-96": "turns of at most 96",
+        "lm-sentences": "turns, their messages and sentences",
+        "lm-adamw": "AdamW, learning rate 0.005",
+    },
     "curve": {name: f"target {name.rpartition('-')[2]}" for name in CURVE},
 }
 

@@ -88,6 +88,12 @@ ABLATIONS = {  # name of a table: its runs, and what they are; the first is what
         "lm-sentences": "turns, their messages and sentences",
         "lm-adamw": "AdamW, learning rate 0.005",
     },
+    "lengths": {
+        "chitchat-vrae-bound": "chitchat-vrae-bound, turns of at most 32",
+        "chitchat-rnnlm": "chitchat-rnnlm, 32",
+        "rnnlm-longer": "chitchat-rnnlm, 32",
+        "rnnlm-48": "chitchat-rnnlm, 48",
+    },
     "curve": {name: f"target {name.rpartition('-')[2]}" for name in CURVE},
 }
 
@@ -113,7 +119,8 @@ def validation_turns(corpus: Corpus, common: Corpus, context_turns: int) -> Wind
     turns_N = Windows(common["validation"], BatchConfig(tokens=4096, max_turn_tokens=MAX_TURN_TOKENS), 0).target_N
     windows = Windows(corpus["validation"], BatchConfig(tokens=4096, max_turn_tokens=2 * MAX_TURN_TOKENS), context_turns)
     found_N = np.isin(windows.target_N, turns_N)
-    assert found_N.sum() == len(turns_N), "other turns, or more than twice the pieces"
+    if len(corpus["validation"].turns) != len(common["validation"].turns) or found_N.sum() != len(turns_N):
+        raise UserError(f"{corpus.path}: not the turns of {common.path} in other pieces. Prepare both from the same source")
     for name in ("target_N", "start_N", "cost_N"):
         setattr(windows, name, getattr(windows, name)[found_N])
     windows.tokens = int(windows.cost_N.sum())

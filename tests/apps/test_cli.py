@@ -313,7 +313,8 @@ BAD = {
         "max_steps and train.max_minutes",
     ),
     "no device": (["sample", "--device", "cuda:7", "--model", "x"], "cuda:7"),
-    "minutes": (["demo", "--minutes", "0", "--out", "x"], "max_minutes are both 0"),
+    "minutes": (["demo", "--minutes", "0", "--out", "x"], "vrae: --steps and --minutes are both 0: give one"),
+    "steps": (["demo", "--steps", "-3", "--out", "x"], "vrae: --steps must be 0 or more. Got -3"),
     "steps by another name": (["demo", "--train.max_steps", "5"], "--train.max_steps: vrae demo takes --steps in its place"),
 }
 

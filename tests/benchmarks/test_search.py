@@ -21,6 +21,7 @@ from dailydialog_report import summary
 from vrae.apps.parser import configs
 from vrae.config import RunConfig, from_dict
 from vrae.corpus.prepared import Corpus, prepare
+from vrae.errors import UserError
 from vrae.generation.pipeline import Pipeline
 
 RUNS = yaml.safe_load((search.FOLDER / "runs.yaml").read_text(encoding="utf-8"))
@@ -132,6 +133,10 @@ def test_the_turns_that_are_measured_are_the_same_in_pieces_of_any_size(
 
     assert sorted(texts(small)) == sorted(texts(corpus))
     assert 0 < len(texts(corpus)) < len(corpus["validation"].turns) - 1
+
+    other = prepare(prepare_config(source, validation_percent=30), tmp_path / "other", quiet=True)
+    with pytest.raises(UserError, match=r"other: not the turns of .*Prepare both from the same source"):
+        search.validation_turns(other, corpus, context_turns)
 
 
 def test_a_run_with_a_record_is_made_again_and_not_measured(

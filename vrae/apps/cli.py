@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace
 
 from vrae.apps.help import Command, asks_for_help
-from vrae.apps.parser import NESTED, build_parser, config_path
+from vrae.apps.parser import DEMO_TRAINING, NESTED, build_parser, config_path
 from vrae.config import (
     CleaningConfig,
     PrepareConfig,
@@ -30,7 +30,7 @@ from vrae.config import (
     SourceConfig,
     shown,
 )
-from vrae.errors import UserError, is_out_of_memory
+from vrae.errors import ConfigError, UserError, is_out_of_memory
 
 _TOKENS_A_PIECE = 20  # of the training split; with fewer most pieces are met too seldom to be learnt
 _LITTLE_TEXT = 100_000  # tokens: the smallest of the presets holds as much
@@ -179,7 +179,14 @@ def _prepare_config(values: Namespace) -> PrepareConfig:
 def _demo(values: Namespace) -> int:
     from vrae.apps.demo import demo
 
-    demo(_run_config(values), Path(values.out), values.seed)
+    try:
+        config = _run_config(values)
+    except ConfigError as error:
+        message = str(error)
+        for option, setting in DEMO_TRAINING.items():
+            message = message.replace(setting, f"--{option}")
+        raise ConfigError(message) from None
+    demo(config, Path(values.out), values.seed)
     return 0
 
 

@@ -29,6 +29,7 @@ from vrae.errors import UserError, meant
 
 LogFormat = Literal["auto", "text", "json"]
 _DEMO = "vrae-demo"
+DEMO_TRAINING = {"minutes": "train.max_minutes", "steps": "train.max_steps", "seed": "train.seed"}  # options, and what they set
 NESTED = ("data", "neighbours", "attributes")  # commands of two words
 
 
@@ -76,8 +77,8 @@ def build_parser(chitchat: bool = False) -> Command:
     demo.add_argument("--steps", type=int, default=0, help="or after these, the same on any machine; 0: --minutes alone end it")
     demo.add_argument("--out", type=str, default=_DEMO, help="folder for corpus, run and model; what is there is reused")
     demo.add_argument("--seed", type=int, default=1, help="of training and of what is shown")
-    for name, setting in (("minutes", "max_minutes"), ("steps", "max_steps"), ("seed", "seed")):
-        demo.link_arguments(name, f"train.{setting}")
+    for option, setting in DEMO_TRAINING.items():
+        demo.link_arguments(option, setting)
 
     prepare = add("prepare", "Turn dialogues into a prepared corpus.", "vrae prepare chitchat --out corpus --vocab_size 6000")
     _add_source(prepare, chitchat)

@@ -29,7 +29,7 @@ from vrae.evaluation.diversity import SelfBleu, distinct, self_bleu
 from vrae.generation.decoding import Decoded
 from vrae.generation.pipeline import Pipeline
 
-ANCESTRAL = DecodingConfig(temperature=1.0, top_k=0, top_p=1.0, max_tokens=128)  # the model's own distribution
+ANCESTRAL = DecodingConfig(temperature=1.0, top_k=0, top_p=1.0, max_tokens=128)  # the model's own, of texts that are not empty
 _ROWS = 256  # texts decoded or judged side by side
 
 

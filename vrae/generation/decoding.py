@@ -2,7 +2,7 @@
 
 The randomness of a text is given beforehand, one number in [0, 1) per token, so a text depends on its own condition and its
 own numbers and not on what else is decoded beside it. However a text was chosen, the log-probability that comes with it is the
-model's own: no temperature, no truncation, no penalty.
+model's own: no temperature, no truncation, no penalty. No text is empty: its first piece is never the end mark.
 
 Shape legend: B texts, R of them that are not at their end, T tokens, V vocabulary; in a beam search R texts that are searched
 for, W beams, X = R W hypotheses, J continuations or probabilities looked at.
@@ -265,7 +265,7 @@ def _barred(values_BV: Tensor, written_BT: Tensor, ngram: int) -> Tensor:
     """Writes -inf at pad, unk and bos, at the end mark of an empty text, and where an n-gram of the text would be repeated."""
     values_BV[:, _NEVER_TEXT] = -torch.inf
     T = written_BT.shape[1]
-    if T == 0:  # no turn of a corpus is empty; a search would find it, for it is often the one text of the highest probability
+    if T == 0:  # no turn of a corpus is empty, yet that may be the one most probable text, which a search would find
         values_BV[:, EOS] = -torch.inf
     if 0 < ngram <= T:
         ngrams_BSN = written_BT.unfold(1, ngram, 1)  # S places where one starts
